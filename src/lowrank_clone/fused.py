@@ -1,0 +1,241 @@
+"""The arithmetic of the losses: autograd functions that are lean in memory and exact in float32.
+
+`FusedLMKL` takes its gradients in the forward pass, while a chunk's logits are at hand; `TapMSE` keeps one difference. Both
+keep what backward needs on their own context and not in autograd's saved tensors, so that gradient checkpointing neither
+recomputes nor drops it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements of one [chunk, V] float32 tensor, of which four are alive at once. A CPU wants them in reach of its caches; on an
+# accelerator each chunk also reads and writes the head's whole gradient, which few large chunks pay for best.
+CHUNK_ELEMENTS = {"cpu": 2**23}
+CHUNK_ELEMENTS_ACCELERATOR = 2**27
+
+
+@dataclass(frozen=True)
+class Head:
+    """How hidden states become logits: `softcap(scale * (h W^T + b))`, the cap `c * tanh(x / c)` where there is one.
+
+    weight: [V, d]; bias: [V] or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def widened(self) -> Head:
+        """The same head with a weight from which `logits` makes float32 products on this device."""
+        weight = self.weight.detach()
+        if weight.element_size() == 2 and not weight.is_cuda:
+            weight = weight.float()
+        return replace(self, weight=weight)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, d] -> [n, V] in float32 (float64 for float64 input); the product itself is never rounded to 16 bits."""
+        if self.weight.element_size() == 2:
+            logits = torch.mm(hidden.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32)
+        else:
+            logits = hidden.to(self.weight.dtype) @ self.weight.T
+        if self.bias is not None:
+            logits += self.bias
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """Temperature, and the weight of one token in each sum."""
+
+    temperature: float
+    lm: Tensor | float
+    kl: Tensor | float
+
+
+class FusedLMKL(torch.autograd.Function):
+    """Gradients are taken while a chunk's logits are at hand; backward only scales them, and can run once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        teacher: tuple[Tensor, Head] | None,
+        targets: Tensor,
+        valid: Tensor,
+        weights: TokenWeights,
+        chunk_elements: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden) if need_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
+        sums = torch.zeros(2, dtype=wide, device=hidden.device)
+        chunk = max(1, chunk_elements // len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            student_head, rows = head.widened(), weight.detach().to(hidden.dtype)
+            teacher_hidden, teacher_head = (None, None) if teacher is None else (teacher[0], teacher[1].widened())
+            for start in range(0, len(hidden), chunk):
+                part = slice(start, start + chunk)
+                aim = None if teacher_head is None else teacher_head.logits(teacher_hidden[part])
+                logits = student_head.logits(hidden[part])
+                terms, grad = _chunk(
+                    head, logits, aim, targets[part], valid[part], weights, any(ctx.needs_input_grad[:3])
+                )
+                sums += terms
+                if grad is None:
+                    continue
+                if d_bias is not None:
+                    d_bias += grad.sum(0)
+                grad = grad.to(hidden.dtype)
+                if d_hidden is not None:
+                    torch.mm(grad, rows, out=d_hidden[part])
+                if d_weight is not None:
+                    _add_product_(d_weight, grad.T, hidden[part])
+        narrow = zip((d_hidden, d_weight, d_bias), (hidden, weight, bias), strict=True)
+        ctx.grads = [None if g is None or like is None else g.to(like.dtype) for g, like in narrow]
+        lm, kl = sums.unbind()
+        ctx.mark_non_differentiable(lm, kl)
+        return weights.lm * lm + weights.kl * kl, lm, kl
+
+    @staticmethod
+    def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError(
+                "the fused LM and KL loss can be differentiated once; its gradients are already released"
+            )
+        return (*(None if grad is None else grad.mul_(total) for grad in grads), *(None,) * 6)
+
+
+def _chunk(
+    head: Head,
+    student: Tensor,
+    teacher: Tensor | None,
+    targets: Tensor,
+    valid: Tensor,
+    weights: TokenWeights,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Sums of LM and of T^2 KL over one chunk, [2], and the weighted gradient in `h W^T + b`, [chunk, V].
+
+    `student` and `teacher` are [chunk, V] logits and are overwritten.
+    """
+    temperature = weights.temperature
+    counted = targets != -100
+    labels = targets.clamp(min=0).unsqueeze(-1)
+    uncapped = student / head.softcap if head.softcap is not None and need_grad else None
+    p = torch.softmax(student, -1)
+    log_z = _log_normaliser(student, p)
+    lm = torch.where(counted, (log_z - student.gather(-1, labels)).squeeze(-1), 0.0).sum()
+    lm_row = (weights.lm * counted).unsqueeze(-1).to(p.dtype)
+    if teacher is None:
+        kl = torch.zeros_like(lm)
+        grad = p.mul_(lm_row)
+    else:
+        kl_row = (weights.kl * temperature * valid).unsqueeze(-1).to(p.dtype)
+        same = temperature == 1.0
+        grad = p.mul_(lm_row + kl_row) if same else p.mul_(lm_row)
+        if not same:
+            student /= temperature
+            teacher /= temperature
+        p_teacher = torch.softmax(teacher, -1)
+        log_z_teacher = _log_normaliser(teacher, p_teacher)
+        expected_gap = torch.linalg.vecdot(p_teacher, teacher.sub_(student))
+        if not same:
+            p_student = torch.softmax(student, -1, out=teacher)
+            log_z = _log_normaliser(student, p_student)
+            grad.addcmul_(p_student, kl_row)
+        grad.addcmul_(p_teacher, kl_row, value=-1)
+        row = expected_gap + (log_z - log_z_teacher).squeeze(-1)
+        kl = torch.where(valid, row, 0.0).sum() * temperature**2
+    terms = torch.stack([lm, kl]).to(p.dtype)
+    if not need_grad:
+        return terms, None
+    grad.scatter_add_(-1, labels, -lm_row)
+    if uncapped is not None:
+        grad.mul_(uncapped.square_().neg_().add_(1))
+    return terms, grad.mul_(head.scale) if head.scale != 1.0 else grad
+
+
+def _log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """log sum exp of each row, [n, 1], from its softmax: at the largest entry `log z = logit - log p`.
+
+    One number a row, so in float64 where the device has it: the KL subtracts two of them that are nearly equal.
+    """
+    top, index = logits.max(-1, keepdim=True)
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    return top.to(exact) - probabilities.gather(-1, index).to(exact).log()
+
+
+def _add_product_(accumulator: Tensor, left: Tensor, right: Tensor) -> None:
+    """accumulator += left @ right, where the accumulator may be wider than 16-bit factors."""
+    if accumulator.dtype == left.dtype:
+        accumulator.addmm_(left, right)
+    elif left.is_cuda:
+        accumulator += torch.mm(left, right, out_dtype=accumulator.dtype)
+    else:
+        accumulator += left @ right
+
+
+class TapMSE(torch.autograd.Function):
+    """Value and gradient of `losses.tap_mse`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        target: Tensor,
+        factor: Tensor | None,
+        through: tuple[Tensor, Tensor | None] | None,
+        valid: Tensor | None,
+        count: Tensor | float,
+        scale: Tensor | None,
+        own_scale: bool,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.float64 if student.dtype == torch.float64 else torch.float32
+        with torch.autocast(student.device.type, enabled=False):
+            output = student if through is None else torch.nn.functional.linear(student, *through)
+            aim = target if factor is None else target.to(factor.dtype) @ factor
+            aim = aim.to(output.dtype)
+            if valid is not None:
+                aim = aim.masked_fill(~valid.unsqueeze(-1), 0)
+            elements = count * output.shape[-1]
+            square = torch.linalg.vector_norm(aim, dtype=wide).square() / elements
+            # The target's own memory holds the difference: nobody reads it after its tap. Not if it is the student's.
+            difference = output - aim if aim.data_ptr() == output.data_ptr() else torch.sub(output, aim, out=aim)
+            if valid is not None:
+                difference.masked_fill_(~valid.unsqueeze(-1), 0)
+            if own_scale:
+                scale = 1 / square.clamp(min=torch.finfo(wide).tiny)
+            mse = torch.linalg.vector_norm(difference, dtype=wide).square() / elements
+            if scale is not None:
+                mse = mse * scale
+        ctx.difference, ctx.through = difference, through
+        ctx.target = target if factor is not None else None
+        ctx.factor_dtype = None if factor is None else factor.dtype
+        ctx.coefficient = (2 / elements) * (1.0 if scale is None else scale)
+        ctx.mark_non_differentiable(square)
+        return mse, square
+
+    @staticmethod
+    def backward(ctx: Any, mse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad = ctx.difference * (ctx.coefficient * mse).to(ctx.difference.dtype)
+        d_factor = None
+        if ctx.target is not None and ctx.needs_input_grad[2]:
+            d_factor = (ctx.target.to(grad.dtype).T @ grad).neg_().to(ctx.factor_dtype)
+        d_student = grad if ctx.through is None else grad @ ctx.through[0].to(grad.dtype)
+        return (d_student if ctx.needs_input_grad[0] else None, None, d_factor, *(None,) * 5)

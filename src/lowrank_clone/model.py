@@ -1,0 +1,237 @@
+"""Teacher + student + taps -> named losses: the objective of Low-Rank Clone (arXiv 2505.12781, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .errors import InputError
+from .factors import Identity, Link
+from .init import random_start
+from .losses import lm_kl_loss
+from .plan import TapSpec, make_plan
+from .student import Leaves, build_student, check_teacher, link
+from .taps import Comparison, TargetSquares, head_input, read_head
+
+
+@dataclass
+class CloneOutput(ModelOutput):
+    """Scalars of one forward pass, each a mean over the counted tokens. Only `loss` carries gradient.
+
+    loss: `lm_weight * lm + kl_weight * kl + clone_weight * clone`. lm: nats per token. kl: T^2 times nats per token.
+    clone: the sum of `taps`, which holds every tap's MSE by the student's parameter name.
+    """
+
+    loss: Tensor | None = None
+    lm: Tensor | None = None
+    kl: Tensor | None = None
+    clone: Tensor | None = None
+    taps: dict[str, Tensor] | None = None
+
+
+class CloneModel(nn.Module):
+    """A frozen teacher and the student cloned from it, as one module that returns the loss.
+
+    `student` is a plain `transformers` model whose weights are leaves; `factors` are what is trained (see `factors.py` and
+    `optim.bind`), outside the module tree so that engines which reduce or shard gradients see leaves only.
+
+    Args:
+        teacher: Any decoder language model; it is frozen and put into eval mode.
+        hidden_size: The student's residual width `d_S`.
+        student: Other fields of the student's config to override, for instance `{"rms_norm_eps": 1e-5}`.
+        dtype: The student's dtype (the teacher's unless given). Factors are float32 in any case.
+        temperature: T of the KL. lm_weight, kl_weight, clone_weight: weights of the three terms; a term of weight 0 is not
+            computed, except `lm`. The published code sums its KL over positions and leaves out T^2: `kl_weight = L / T^2`.
+        clone_normalization: `none` (the paper) sums raw MSEs. `target` divides each by the mean square of its target, a
+            running mean over optimiser steps, so that no tap outweighs the others by the size of its activations.
+        attn_out_tap: Where attention outputs are compared: `student` width, after the write's Z (the paper), or `teacher`
+            width, before it (the published code).
+        factor_std, seed: Of the random start.
+
+    Raises:
+        InputError: The teacher can't be cloned, or an argument is not usable.
+    """
+
+    accepts_loss_kwargs = True
+    supports_gradient_checkpointing = True
+    main_input_name = "input_ids"
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        hidden_size: int,
+        *,
+        student: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        temperature: float = 40.0,
+        lm_weight: float = 1.0,
+        kl_weight: float = 1.0,
+        clone_weight: float = 0.2,
+        clone_normalization: Literal["none", "target"] = "none",
+        attn_out_tap: Literal["student", "teacher"] = "student",
+        factor_std: float = 0.02,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_teacher(teacher)
+        self.plan = make_plan(teacher.config, hidden_size, student)
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.student = build_student(teacher, self.plan, dtype or teacher.dtype)
+        self.temperature, self.lm_weight, self.kl_weight = temperature, lm_weight, kl_weight
+        self.clone_weight = clone_weight
+        self.factors = link(teacher, self.student, self.plan, random_start(self.plan, factor_std, seed))
+        writes = [tap for tap in self.plan.taps if tap.kind == "write"]
+        at_teacher = [tap for tap in writes if attn_out_tap == "teacher" and tap.group == "attention"]
+        self._through = {tap.name: _linear(teacher, tap) for tap in at_teacher}
+        shape = (self.plan.teacher_width, self.plan.student_width)
+        # A write's Z also makes its tap's target: a leaf of its own, so that gradients meet in the factor.
+        self.targets = Leaves({tap.name: shape for tap in writes if tap not in at_teacher}, self.student)
+        self.factors.links += [Link(leaf, Identity(), name) for name, leaf in self.targets.items()]
+        self.factors.push()
+        squares = TargetSquares(tap.name for tap in self.plan.taps)
+        self.target_squares = squares if clone_normalization == "target" else None
+        self._teacher_head, self._student_head = read_head(teacher), read_head(self.student)
+
+    @property
+    def config(self) -> Any:
+        """The student's config."""
+        return self.student.config
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
+        return_loss: bool = True,
+    ) -> CloneOutput:
+        """The loss of one micro-batch.
+
+        A position counts in `kl` and `clone` if it is no padding and its own label is not -100; in `lm` if the next
+        position's label is not -100 either way. So padding a batch changes nothing.
+
+        Args:
+            input_ids: [batch, length]. attention_mask: the same, 1 for tokens. labels: the same, the ids themselves unless
+                given, -100 where a token is not to be learned from.
+            num_items_in_batch: [2], the counts of tokens in `lm` and of positions in `kl` and `clone` of the whole batch
+                that this micro-batch is a part of (see `count_tokens`); its own unless given.
+            return_loss: Tells Trainer that there is a loss without labels.
+        """
+        targets, valid = _counted(input_ids, attention_mask, labels)
+        counts = (None, None) if num_items_in_batch is None else num_items_in_batch.unbind()
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        inputs = {key: value for key, value in inputs.items() if value is not None} | {"use_cache": False}
+        compared = self._comparison(None if attention_mask is None and labels is None else valid, counts[1])
+
+        with torch.no_grad(), head_input(self.teacher) as teacher_head:
+            if self.kl_weight != 0 or self.clone_weight != 0:
+                with compared.watch_teacher(self.teacher, self.plan.teacher_width):
+                    self.teacher(**inputs)
+        with head_input(self.student) as student_head, compared.watch_student(self.student, self.plan.student_width):
+            self.student(**inputs)
+
+        student, teacher = student_head.hidden.flatten(0, 1), None
+        if self.kl_weight != 0:
+            teacher = teacher_head.hidden.flatten(0, 1)
+        if attention_mask is not None:
+            rows = (valid | (targets != -100)).nonzero().squeeze(-1)
+            student, targets, valid = student[rows], targets[rows], valid[rows]
+            teacher = None if teacher is None else teacher[rows]
+        total, lm, kl = lm_kl_loss(
+            student,
+            self._student_head,
+            teacher,
+            self._teacher_head,
+            targets,
+            valid,
+            temperature=self.temperature,
+            lm_weight=self.lm_weight,
+            kl_weight=self.kl_weight,
+            lm_count=counts[0],
+            kl_count=counts[1],
+        )
+        output = CloneOutput(lm=lm, kl=None if teacher is None else kl)
+        if compared.losses:
+            clone = torch.stack(list(compared.losses.values())).sum()
+            total = total + self.clone_weight * clone
+            output.clone = clone.detach()
+            output.taps = {name: mse.detach() for name, mse in compared.losses.items()}
+            if self.training and self.target_squares is not None:
+                tokens = valid.sum()
+                self.target_squares.add(compared.squares, tokens if counts[1] is None else counts[1], tokens)
+        output.loss = total
+        return output
+
+    def _comparison(self, valid: Tensor | None, count: Tensor | None) -> Comparison:
+        scales = None if self.target_squares is None else self.target_squares.scales(self.factors.pushes)
+        taps = self.plan.taps if self.clone_weight != 0 else ()
+        return Comparison(taps, dict(self.targets.items()), self._through, valid, count, scales)
+
+    @torch.no_grad()
+    def measure_targets(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Take the first running mean of the taps' targets from these micro-batches, where one is needed and missing.
+
+        So the first step of an accumulated batch divides each of its micro-batches by the same numbers.
+        """
+        if self.target_squares is None or self.target_squares.scales(self.factors.pushes) != "own":
+            return
+        for batch in batches:
+            self(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels") if key in batch})
+        self.target_squares.fold()
+
+    def train(self, mode: bool = True) -> CloneModel:
+        """Switch the student; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CloneModel:
+        super()._apply(fn, recurse)
+        self.factors.to(self.student.device)
+        return self
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Checkpoint the student's layers; the teacher keeps no activations anyway.
+
+        Raises:
+            InputError: With `use_reentrant=True`, which detaches what happens inside a layer from the loss.
+        """
+        kwargs_of_checkpoint = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
+        if kwargs_of_checkpoint["use_reentrant"]:
+            raise InputError(
+                "activation checkpointing: got use_reentrant=True, expected False; taps lie inside the layers"
+            )
+        self.student.activation_checkpointing_enable(kwargs_of_checkpoint, **kwargs)
+
+
+def count_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """[2]: how many tokens of a micro-batch count in `lm`, and how many positions in `kl` and `clone`."""
+    targets, valid = _counted(batch["input_ids"], batch.get("attention_mask"), batch.get("labels"))
+    return torch.stack([(targets != -100).sum(), valid.sum()])
+
+
+def _counted(ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Next-token targets [n] with -100 where none is counted, and which positions count [n]."""
+    own = ids if labels is None else labels
+    if attention_mask is not None:
+        own = own.masked_fill(attention_mask == 0, -100)
+    targets = torch.nn.functional.pad(own[:, 1:], (0, 1), value=-100)
+    return targets.flatten(), (own != -100).flatten()
+
+
+def _linear(model: PreTrainedModel, tap: TapSpec) -> tuple[Tensor, Tensor | None]:
+    module = model.get_submodule(tap.module)
+    if not isinstance(module, nn.Linear):
+        raise InputError(
+            f"attn_out_tap: `teacher` needs linear attention outputs; `{tap.module}` is none; use `student`"
+        )
+    return module.weight, module.bias

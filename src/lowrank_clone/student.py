@@ -1,0 +1,78 @@
+"""The student as a module: built from the plan, its inherited tensors copied, its leaves linked to factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .errors import InputError
+from .factors import Factors, Identity, Link, Projected, factor_dtype
+from .plan import Plan
+
+
+def check_teacher(teacher: PreTrainedModel) -> None:
+    """Refuse weights that can't serve as a basis.
+
+    Raises:
+        InputError: A parameter is quantised.
+    """
+    for name, parameter in teacher.named_parameters():
+        if not parameter.is_floating_point() or parameter.element_size() < 2:
+            raise InputError(
+                f"teacher parameter `{name}` is stored as {parameter.dtype}; expected float32, bfloat16 or float16, "
+                "since its weights are the basis of the student's; load the teacher without quantisation"
+            )
+
+
+def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
+    """The student, its inherited parameters and buffers copied and frozen, all else still as its family starts it."""
+    with torch.device(teacher.device):
+        student = AutoModelForCausalLM.from_config(
+            plan.student_config, dtype=dtype, attn_implementation=teacher.config._attn_implementation
+        )
+    parameters, buffers = dict(teacher.named_parameters(remove_duplicate=False)), dict(teacher.named_buffers())
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if plan.roles[name].kind == "inherited":
+                parameter.copy_(parameters[name]).requires_grad_(False)
+        for name in student.state_dict():
+            if name in buffers:
+                student.get_buffer(name).copy_(buffers[name])
+    student.generation_config = teacher.generation_config
+    return student
+
+
+def link(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, start: Mapping[str, Tensor]) -> Factors:
+    """Factors at `start` and the links from them to the student's leaves. Vectors start as the student has them."""
+    basis = dict(teacher.named_parameters(remove_duplicate=False))
+    leaves = dict(student.named_parameters())
+    factors: dict[str, Tensor] = {}
+    links: list[Link] = []
+    for role in plan.of_kind("read", "write", "bias", "vector"):
+        leaf = leaves[role.name]
+        assert role.factor is not None and role.axis is not None
+        if role.kind == "vector":
+            factors[role.name] = leaf.detach().to(factor_dtype(leaf.dtype))
+            links.append(Link(leaf, Identity(), role.name))
+            continue
+        if role.kind != "bias":
+            factors[role.name] = start[role.name].to(leaf.device, factor_dtype(leaf.dtype))
+        links.append(Link(leaf, Projected(basis[role.name], role.axis), role.factor))
+    return Factors(factors, links)
+
+
+class Leaves(nn.Module):
+    """Leaf tensors by a name with dots in it."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], like: PreTrainedModel) -> None:
+        super().__init__()
+        self._names = list(shapes)
+        self._leaves = nn.ParameterList(
+            [nn.Parameter(torch.empty(shape, dtype=like.dtype, device=like.device)) for shape in shapes.values()]
+        )
+
+    def items(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return zip(self._names, self._leaves, strict=True)

@@ -1,0 +1,335 @@
+"""`transformers.Trainer` for a `CloneModel`: what differs is what is optimised, counted, logged and saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+
+from .errors import InputError
+from .model import CloneModel, CloneOutput, count_tokens
+from .optim import bind
+
+FACTORS_FILE, PLAN_FILE = "factors.safetensors", "plan.json"
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training met a loss that is no number; the last good state is on disk."""
+
+
+@dataclass
+class CloneArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults that a clone needs, and `log_taps`.
+
+    The student's precision is `CloneModel(dtype=...)`, since its master weights are float32 factors in any case; `bf16`
+    and `fp16` (autocast over float32 weights) stay off.
+    """
+
+    log_taps: bool = field(default=True, metadata={"help": "Log the loss of every tap under `tap/<parameter>`."})
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluate losses, not logits."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A non-finite loss stops training."})
+    label_names: list[str] | None = field(default_factory=list, metadata={"help": "Labels are optional."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "As published (LRC, arXiv 2505.12781, appendix)."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fp16 or self.bf16:
+            which = "fp16" if self.fp16 else "bf16"
+            raise InputError(
+                f"training.{which}: got true, expected false; the student's precision is `student.dtype` "
+                "(CloneModel(dtype=torch.bfloat16)), its factors are float32 in any case"
+            )
+        if self.deepspeed or self.fsdp:
+            raise InputError("training.deepspeed and training.fsdp are not supported yet; use one process or DDP")
+
+
+class CloneTrainer(Trainer):
+    """Train a `CloneModel`. Everything that `Trainer` does stays Trainer's, but for these points:
+
+    * the optimiser holds the factors (`optim.bind`), and the gradient norm is theirs;
+    * tokens are counted over the whole accumulated batch, for the LM and for the positions apart;
+    * `lm`, `kl`, `clone` and every tap are logged next to the loss, evaluation adds the perplexity;
+    * checkpoints hold the factors and never the teacher; `save_model` writes the student as a plain checkpoint.
+
+    Raises:
+        InputError: `model` is no `CloneModel`.
+        NonFiniteLoss: While training, after saving the last good state.
+    """
+
+    model: CloneModel
+
+    def __init__(self, model: CloneModel, args: CloneArguments, **kwargs: Any) -> None:
+        if not isinstance(model, CloneModel):
+            raise InputError(f"CloneTrainer: got a model of type {type(model).__name__}, expected a CloneModel")
+        kwargs.setdefault("data_collator", default_data_collator)
+        super().__init__(model=model, args=args, **kwargs)
+        self.clone = model
+        self._terms: dict[str, Tensor] = {}
+        self._term_steps = 0
+        self.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            self.add_callback(TokenProgress())
+
+    # What is optimised ---------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's optimiser, over the factors."""
+        if self.optimizer is None:
+            super().create_optimizer(self.clone.factors)
+            bind(self.optimizer, self.clone.factors)
+        return self.optimizer
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Weight decay is for matrices."""
+        return [name for name, factor in model.named_parameters() if factor.ndim > 1]
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        self._term_steps += 1
+        self.clone.factors.pull()
+        limit = self.args.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.clone.factors.parameters(), limit)
+        if not torch.isfinite(norm):
+            self._stop_at_non_finite(model, norm)
+        return norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+        return self._clip_grad_norm(model) if grad_norm is None else grad_norm
+
+    def _stop_at_non_finite(self, model: nn.Module, norm: Tensor) -> None:
+        step, size = self.state.global_step, self.get_total_train_batch_size(self.args)
+        terms = ", ".join(f"{name} {float(value):.6g}" for name, value in self._terms.items() if "/" not in name)
+        bad = next((name for name, value in self._terms.items() if "/" in name and not value.isfinite()), None)
+        self.clone.factors.zero_grad()
+        self._save_checkpoint(model, trial=None)
+        raise NonFiniteLoss(
+            f"step {step + 1}: the gradient norm is {float(norm)} (since the last log: {terms}"
+            + (f"; first non-finite: {bad}" if bad else "")
+            + f"); batch: samples {step * size} to {(step + 1) * size - 1} of the sampler's order. "
+            f"The state before this step is in {self._checkpoint_dir()}"
+        )
+
+    # What is counted -----------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Trainer's, after which the first batch's targets are measured if taps are divided by their size."""
+        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(batches) > 1:
+            self.clone.measure_targets([self._prepare_inputs(batch) for batch in batches])
+        return batches, counts
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        if not batch_samples:
+            return None
+        counts = torch.stack([count_tokens(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Not counted here: see `lrc plan`."""
+        return 0
+
+    # What is logged ------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Trainer's, with every term of the loss added up on the device until it is logged."""
+        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # An evaluation batch's terms are its own means, to be weighed by its tokens; micro-batches add up as they are.
+        weight = 1.0 if model.training else num_items_in_batch[1]
+        for name, value in _terms(output, self.args.log_taps and model.training).items():
+            value = value.detach() * weight
+            self._terms[name] = self._terms[name] + value if name in self._terms else value
+        if model.training:
+            self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size
+        else:
+            self._terms["tokens"] = self._terms.get("tokens", 0) + weight
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with the terms since the last log, each a mean over steps."""
+        steps = self._term_steps
+        if "loss" in logs and self._terms and steps > 0:
+            logs |= {name: value / steps for name, value in self._read_terms().items()}
+            logs["tokens"] = self.state.num_input_tokens_seen
+        super().log(logs, start_time)
+
+    def _read_terms(self) -> dict[str, float]:
+        """The accumulated terms, summed over processes; the one place where they are read."""
+        names, values = list(self._terms), list(self._terms.values())
+        total = self.accelerator.reduce(torch.stack([v.float() for v in values]), "sum").tolist()
+        self._terms, self._term_steps = {}, 0
+        return dict(zip(names, total, strict=True))
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's, with `lm`, `kl` and `clone` as means over tokens and the perplexity exp(lm)."""
+        waiting, steps, self._terms = self._terms, self._term_steps, {}
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        terms = self._read_terms()
+        tokens = terms.pop("tokens")
+        means = {name: value / tokens for name, value in terms.items()}
+        output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
+        output.metrics[f"{prefix}_perplexity"] = math.exp(min(means["lm"], 700.0))
+        self._terms, self._term_steps = waiting, steps
+        return output
+
+    # What is saved -------------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student, a plain `transformers` checkpoint; inside checkpoints, the factors."""
+        folder = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            return
+        if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            save_clone(self.clone, folder)
+            return
+        self.clone.student.save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _checkpoint_dir(self) -> Path:
+        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = self._checkpoint_dir()
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # Older checkpoints are rotated out only after a complete save, so they are all still there.
+            shutil.rmtree(folder, ignore_errors=True)
+            before = last_checkpoint(self.args.output_dir)
+            kept = f"the last complete one is {before}" if before else "there is no earlier one"
+            raise InputError(f"could not save {folder}: {error}; {kept}; make room on the disk and resume") from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_clone(self.clone, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        load_clone(self.clone, Path(self.state.best_model_checkpoint))
+
+
+def save_clone(clone: CloneModel, folder: Path) -> None:
+    """Write what training changes: the factors and the taps' running mean squares, and the plan they belong to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"factor:{name}": value for name, value in clone.factors.state_dict().items()}
+    if clone.target_squares is not None:
+        tensors |= {f"target_squares:{name}": value for name, value in clone.target_squares.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / FACTORS_FILE)
+    (folder / PLAN_FILE).write_text(json.dumps(clone.plan.fingerprint()))
+
+
+def load_clone(clone: CloneModel, folder: Path) -> None:
+    """Load what `save_clone` wrote, and generate the student from it.
+
+    Raises:
+        InputError: `folder` is no such checkpoint, or belongs to another plan.
+    """
+    if not (folder / FACTORS_FILE).is_file() or not (folder / PLAN_FILE).is_file():
+        raise InputError(f"{folder}: no checkpoint of a clone there ({FACTORS_FILE} and {PLAN_FILE} are expected)")
+    check_plan(clone, folder)
+    tensors = load_file(folder / FACTORS_FILE)
+    of_kind: dict[str, dict[str, Tensor]] = {"factor": {}, "target_squares": {}}
+    for key, value in tensors.items():
+        kind, name = key.split(":", 1)
+        of_kind[kind][name] = value
+    clone.factors.load(of_kind["factor"])
+    if clone.target_squares is not None:
+        clone.target_squares.load_state_dict(of_kind["target_squares"], clone.student.device)
+
+
+def check_plan(clone: CloneModel, folder: Path) -> None:
+    """Refuse a checkpoint of another teacher, width or parameter.
+
+    Raises:
+        InputError: What differs first.
+    """
+    theirs, ours = json.loads((folder / PLAN_FILE).read_text()), clone.plan.fingerprint()
+    for key in ("model_type", "teacher_width", "student_width"):
+        if theirs[key] != ours[key]:
+            raise InputError(
+                f"{folder}: its {key} is {theirs[key]}, this run's is {ours[key]}; resume with the same plan"
+            )
+    for name in sorted(set(theirs["roles"]) | set(ours["roles"])):
+        if theirs["roles"].get(name) != ours["roles"].get(name):
+            raise InputError(f"{folder}: its parameter `{name}` differs from this run's; resume with the same teacher")
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run. `trainer_state.json` is written last, so a cut-off save lacks it."""
+    found = {
+        int(match[1]): folder
+        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and _complete(folder)
+    }
+    return found[max(found)] if found else None
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        json.loads((folder / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return (folder / FACTORS_FILE).is_file()
+
+
+def _terms(output: CloneOutput, taps: bool) -> dict[str, Tensor]:
+    named = {"lm": output.lm, "kl": output.kl, "clone": output.clone}
+    if taps and output.taps is not None:
+        named |= {f"tap/{name}": value for name, value in output.taps.items()}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+class MetricsFile(TrainerCallback):
+    """Append every log as a JSON line to `metrics.jsonl` in the run's folder; on resume, drop what will be redone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class TokenProgress(ProgressCallback):
+    """Trainer's progress bar (steps, time left) with tokens/s, and logs without the taps."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        bar = self.training_bar
+        if state.is_world_process_zero and bar is not None:
+            elapsed = bar.format_dict["elapsed"]
+            seen = state.num_input_tokens_seen * (bar.n - bar.initial) / max(bar.n, 1)
+            bar.set_postfix_str(f"{seen / elapsed:,.0f} tokens/s" if elapsed > 0 else "", refresh=False)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        shown = {name: value for name, value in (logs or {}).items() if not name.startswith("tap/")}
+        super().on_log(args, state, control, logs=shown, **kwargs)

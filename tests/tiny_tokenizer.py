@@ -1,0 +1,24 @@
+"""A byte-level tokenizer that needs no download: one token per byte, and special tokens after them."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}\n{% endfor %}"
+)
+
+
+def tiny_tokenizer(*, bos: bool = False, eos: bool = True, chat: bool = False) -> PreTrainedTokenizerFast:
+    """258 tokens: byte `b` is one token, then `<s>` (256) and `</s>` (257); with `bos`, `<s>` goes before a text."""
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>"])
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    special = {"bos_token": "<s>", **({"eos_token": "</s>"} if eos else {})}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    tokenizer.chat_template = CHAT_TEMPLATE if chat else None
+    return tokenizer
