@@ -4,7 +4,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}"
+    "{% for m in messages %}<s>{{ m['role'] }}{{ m['name'] if m['name'] is defined }}: {{ m['content'] }}"
     "{% if m['role'] == 'assistant' %}</s>{% endif %}\n{% endfor %}"
 )
 

@@ -5,6 +5,7 @@ Nothing here or anywhere else knows a family: it reads declarations that every m
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -84,7 +85,8 @@ def on_meta(config: PretrainedConfig) -> PreTrainedModel:
     """The model of this config with shapes and no memory."""
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            # Of a copy: `from_config` writes the attention implementation into what it is given.
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
     except Exception as error:  # and so does each family's model
         raise _cannot_build(config.model_type, config.hidden_size, error) from error
 
@@ -136,15 +138,19 @@ class Groups:
         lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
         self._lists = [name for name in lists if not any(name.startswith(other + ".") for other in lists)]
         self._attention = self._attention_modules(model)
+        # The names of the blocks, which run one after the other.
+        self.blocks = [
+            f"{prefix}.{key}" for prefix in self._lists for key, _ in model.get_submodule(prefix).named_children()
+        ]
 
     def _attention_modules(self, model: PreTrainedModel) -> set[str]:
         """Modules that the model records attentions from, or the first of several children of a block."""
         recorded = (getattr(model, "_can_record_outputs", None) or {}).get("attentions", ())
         recorded = recorded if isinstance(recorded, (list, tuple)) else [recorded]
-        classes = tuple(getattr(entry, "target_class", entry) for entry in recorded)
+        classes: tuple[Any, ...] = tuple(getattr(entry, "target_class", entry) for entry in recorded)
         found = {name for name, module in model.named_modules() if classes and isinstance(module, classes)}
         for prefix in self._lists:
-            for index, block in enumerate(model.get_submodule(prefix)):
+            for index, block in model.get_submodule(prefix).named_children():
                 path = f"{prefix}.{index}"
                 mixing = [key for key, child in block.named_children() if any(p.ndim > 1 for p in child.parameters())]
                 if len(mixing) > 1 and not any(name.startswith(path + ".") for name in found):
@@ -173,8 +179,8 @@ class Groups:
 def input_axis(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, int | None]) -> int:
     """-1 where this module stores matrices [out, in], -2 where it stores [in, out].
 
-    Raw expert tensors declare it (`is_transposed`). Where two of them do not, the one with the larger inner width reads:
-    gate and up are stored together, down alone.
+    Raw expert tensors declare it (`is_transposed`). Where two of them do not, the one with the larger inner width
+    reads: gate and up are stored together, down alone.
     """
     if isinstance(module, Conv1D):
         return -2

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,7 +39,7 @@ from .errors import InputError
 _EXTENSIONS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _CHUNK = 64 * 1024  # characters of a text file per document
 _PROBE = 8  # rows of each file that are read before any long work
-_BATCH = 128  # documents per tokenizer call; bounds memory when documents are long
+_BATCH = 64  # documents per tokenizer call; bounds memory when documents are long
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException)
 # `datasets` hashes importable functions by name only: raise this when documents, ids or blocks come out differently.
 _CACHE_VERSION = 1
@@ -54,7 +54,7 @@ class SourceConfig:
     """One source of documents."""
 
     path: str
-    """File (.txt, .jsonl, .json with one object per line, these .gz, .parquet), folder or glob of files, or Hub name."""
+    """File (.txt, .jsonl, .json of one object per line, these .gz, .parquet), folder or glob of these, or Hub name."""
     name: str | None = None
     """Configuration of a Hub dataset."""
     split: str = "train"
@@ -239,9 +239,12 @@ def _read_json(path: str, source: SourceConfig) -> Iterator[tuple[str, Any]]:
 
 def _json_value(line: bytes, column: str) -> Any:
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:  # of the decoder or of the parser; both name the place within the line
-        return ValueError(f"malformed JSON ({_reason(error)}); expected one object per line")
+        record = json.loads(line.decode("utf-8-sig").rstrip())
+    except UnicodeDecodeError as error:
+        return ValueError(f"not UTF-8 ({error.reason} at byte {error.start}); expected JSON in UTF-8")
+    except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at")
+        return ValueError(f"malformed JSON ({what}, column {error.colno}); expected one object per line")
     if not isinstance(record, dict):
         return ValueError(f"got a JSON {type(record).__name__}; expected one object per line")
     return record[column] if column in record else _absent(column, list(record))
@@ -272,12 +275,10 @@ def _read_hub(path: str, source: SourceConfig) -> Iterator[tuple[str, Any]]:
 _READERS = {".txt": _read_text, ".jsonl": _read_json, ".json": _read_json, ".parquet": _read_parquet, "": _read_hub}
 
 
-def _documents(
-    origins: list[tuple[str, str]], source: SourceConfig, strict: bool, version: int
-) -> Iterator[dict[str, Any]]:
-    """Rows of `_DOCUMENT`; with `strict` the first bad row is the last one.
+def _documents(origins: Sequence[tuple[str, str]], source: SourceConfig, strict: bool) -> Iterator[dict[str, Any]]:
+    """Rows of `_DOCUMENT`; an unreadable origin and, with `strict`, the first bad row is the last one.
 
-    Errors are yielded and not raised: `datasets` wraps what a generator raises, and its type is lost between processes.
+    Errors are yielded, not raised: `datasets` wraps what a generator raises, and the cause is lost between processes.
     """
     good = 0
     for path, _ in origins:
@@ -288,12 +289,9 @@ def _documents(
                 good += row["error"] is None
                 if good == source.max_documents or (strict and row["error"]):
                     return
-        except InputError as error:
-            yield {"text": None, "error": str(error), "fatal": True}
-            return
-        except _UNREADABLE as error:
+        except (InputError, *_UNREADABLE) as error:
             message = f"{path}: cannot be read ({_reason(error)}); expected an intact file that you may read"
-            yield {"text": None, "error": message, "fatal": True}
+            yield {"text": None, "error": str(error) if isinstance(error, InputError) else message, "fatal": True}
             return
 
 
@@ -353,7 +351,7 @@ def check_sources(config: DataConfig) -> None:
 
 def _probe(source: SourceConfig, origin: tuple[str, str], strict: bool) -> None:
     few = replace(source, max_documents=source.max_documents or _PROBE)  # so that a Hub dataset is streamed
-    rows = list(itertools.islice(_documents([origin], few, strict, _CACHE_VERSION), _PROBE))
+    rows = list(itertools.islice(_documents([origin], few, strict), _PROBE))
     bad = [row for row in rows if row["error"]]
     if bad and (strict or bad[-1]["fatal"] or len(bad) == len(rows)):
         raise InputError(bad[-1]["error"])
@@ -414,13 +412,19 @@ def _tokens(source: SourceConfig, config: DataConfig, tokenizer: PreTrainedToken
     """Rows of `_TOKENISED`, one per document."""
     origins, strict = _origins(source), config.on_error == "raise"
     plain = replace(source, weight=1.0)  # another weight must not read and tokenise again
-    # Origins are dealt out to the workers, so a limit on the total needs a single one.
+    # A limit counts over all origins, so it needs a single worker.
     workers = 1 if source.max_documents else min(config.num_proc or 1, len(origins))
     documents = Dataset.from_generator(
         _documents,
         features=_DOCUMENT,
-        gen_kwargs={"origins": origins, "source": plain, "strict": strict, "version": _CACHE_VERSION},
+        gen_kwargs={
+            # `datasets` deals out a list, element by element, and hands over a tuple whole.
+            "origins": origins if workers > 1 else tuple(origins),
+            "source": plain,
+            "strict": strict,
+        },
         num_proc=workers if workers > 1 else None,
+        fingerprint=Hasher.hash([_CACHE_VERSION, origins, plain, strict]),  # the same for any number of workers
     )
     return documents.map(
         _tokenise,
@@ -453,8 +457,9 @@ def _tokenise(
     rows = [np.empty(0, np.int32) for _ in texts]
     if filled := [i for i, text in enumerate(texts) if text and text.strip()]:
         bos = [] if chat else _bos(tokenizer)  # a chat template writes its own
-        encoded = tokenizer([texts[i] for i in filled], add_special_tokens=False)["input_ids"]
-        for i, ids in zip(filled, encoded, strict=True):
+        chosen = [texts[i] for i in filled]
+        encoded = tokenizer(chosen, add_special_tokens=False, return_attention_mask=False)
+        for i, ids in zip(filled, encoded["input_ids"], strict=True):
             ended = chat and texts[i].rstrip().endswith(tokenizer.eos_token)  # most templates end a turn with eos
             rows[i] = np.array([*bos, *ids] if ended else [*bos, *ids, tokenizer.eos_token_id], np.int32)
             _check_ids(rows[i], tokenizer, vocab_size)

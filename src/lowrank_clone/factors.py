@@ -1,7 +1,7 @@
 """Frozen basis x trained factor: how the student's weights are generated, and how their gradients come back.
 
-Every trained matrix of the student is a linear function of a factor, `W = basis(Z)`. The student itself is a plain model
-whose `W` are leaves: autograd never sees the basis. Around each optimiser step, two sweeps keep factor and leaf together:
+Every trained matrix of the student is a linear function of a factor, `W = basis(Z)`. The student itself is a plain
+model whose `W` are leaves: autograd never sees the basis. Around each optimiser step, two sweeps keep them together:
 
     pull    Z.grad += basis^T(W.grad), once per optimiser step whatever the number of micro-batches
     push    W <- basis(Z)
@@ -9,7 +9,8 @@ whose `W` are leaves: autograd never sees the basis. Around each optimiser step,
 which is exact, since `basis` is linear. With the residual width on axis `a` of the teacher's weight `B`:
 
     projected   W = B x_a Z          Z: [d_T, d_S]        LRC, arXiv 2505.12781, section 3.1
-    identity    W = Z                Z: the shape of W    vectors, target leaves; Dense-LRC, arXiv 2609.02006
+    dense       W = Z                Z: the shape of W    Dense-LRC, arXiv 2609.02006; vectors and target leaves too
+    core        W = Q x_inner Z      Z: the shape of W    CORE-LRC, arXiv 2609.02006; Q = [T U], orthonormal
 
 Factors are float32 (float64 for a float64 student) whatever the student's dtype: at a learning rate of 1e-4 a bfloat16
 norm at 1.0 would never move.
@@ -20,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,10 @@ class Basis(ABC):
     def adjoint(self, grad: Tensor) -> Tensor:
         """The factor's gradient for the gradient `grad` of the deployed tensor; both in the factor's dtype."""
 
+    def write(self, factor: Tensor, leaf: Tensor) -> None:
+        """`leaf <- generate(factor)`."""
+        leaf.copy_(self.generate(factor))
+
 
 class Identity(Basis):
     """`W = Z`: the deployed tensor itself is trained."""
@@ -53,8 +58,8 @@ class Identity(Basis):
 class Projected(Basis):
     """`W = B x_axis Z`: the residual axis of the teacher's tensor, contracted with `Z: [d_T, d_S]`.
 
-    `axis` counts from the end. A read [out, d_T] gives `B Z`, a write [d_T, in] gives `Z^T B`, a write's bias [d_T] gives
-    `Z^T b`, expert tensors [expert, .., ..] the same for every expert.
+    `axis` counts from the end. A read [out, d_T] gives `B Z`, a write [d_T, in] gives `Z^T B`, a write's bias [d_T]
+    gives `Z^T b`, expert tensors [expert, .., ..] the same for every expert.
     """
 
     def __init__(self, basis: Tensor, axis: int) -> None:
@@ -65,27 +70,61 @@ class Projected(Basis):
         rows = self.basis.detach().to(factor.dtype).movedim(self.axis, -1)  # [..., d_T]
         return (rows @ factor).movedim(-1, self.axis)
 
+    def write(self, factor: Tensor, leaf: Tensor) -> None:
+        basis = self.basis.detach()
+        if basis.ndim == 2 and basis.dtype == factor.dtype == leaf.dtype and type(leaf) is nn.Parameter:
+            left, right = (basis, factor) if self.axis == -1 else (factor.T, basis)
+            torch.mm(left, right, out=leaf)
+        else:
+            super().write(factor, leaf)
+
     def adjoint(self, grad: Tensor) -> Tensor:
         rows = self.basis.detach().to(grad.dtype).movedim(self.axis, -1)
         columns = grad.movedim(self.axis, -1)  # [..., d_S]
         return rows.reshape(-1, rows.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
 
 
+class Core(Basis):
+    """`W = [T U] Z`: `T` an orthonormal basis of the column space of the teacher's tensor, `U` of its complement.
+
+    Z has the shape of W; along the inner axis its first entries are coefficients of T, which the projected weight has
+    all of, and the rest those of U, zero at that start (CORE-LRC, arXiv 2609.02006). The square basis of the inner width
+    is never formed: it is the product of the Householder reflections of a QR decomposition, as large as the teacher's
+    tensor.
+    """
+
+    def __init__(self, weight: Tensor, axis: int, dtype: torch.dtype) -> None:
+        self.axis = axis
+        self.reflections, self.scales = torch.geqrf(weight.detach().movedim(axis, -1).to(dtype))
+        self.reflections = self.reflections[..., : self.scales.shape[-1]].contiguous()
+
+    def generate(self, factor: Tensor) -> Tensor:
+        return self._rotate(factor, transpose=False)
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        return self._rotate(grad, transpose=True)
+
+    def _rotate(self, tensor: Tensor, transpose: bool) -> Tensor:
+        columns = tensor.movedim(self.axis, -1).contiguous()
+        return torch.ormqr(self.reflections, self.scales, columns, transpose=transpose).movedim(-1, self.axis)
+
+
 @dataclass(frozen=True)
 class Link:
-    """One leaf of the student, generated by `basis` from the factor called `factor`."""
+    """One leaf, generated by `basis` from the factor called `factor`; `name` is the student's name of the leaf."""
 
     leaf: nn.Parameter
     basis: Basis
     factor: str
+    name: str = ""
 
 
 class Factors(MutableMapping[str, Tensor]):
     """The trained factors by the student's parameter name, and their links to the student's leaves.
 
     Reading gives the float32 parameter itself; assigning copies a tensor of the same shape into it and regenerates the
-    leaves, so that the student is never out of date. One factor may feed several leaves (a write's weight, its bias, and
-    the leaf that its tap's target uses).
+    leaves, so that the student is never out of date. One factor may feed several leaves (a write's weight, its bias,
+    and the leaf that its tap's target uses).
     """
 
     def __init__(self, factors: Mapping[str, Tensor], links: Iterable[Link]) -> None:
@@ -120,6 +159,25 @@ class Factors(MutableMapping[str, Tensor]):
         """Detached factors by name, sharing their memory."""
         return {name: factor.detach() for name, factor in self._factors.items()}
 
+    def replace(self, name: str, value: Tensor, links: Iterable[Link]) -> None:
+        """Let the leaves of `links` hang on a factor `name` of this value, new or in the place of the old one, which the
+        leaves that still need it keep under another name first (`rename`)."""
+        links = list(links)
+        leaves = {id(link.leaf) for link in links}
+        self.links = [link for link in self.links if id(link.leaf) not in leaves] + links
+        self._factors[name] = nn.Parameter(value.detach().clone())
+        used = {link.factor for link in self.links}
+        self._factors = {key: factor for key, factor in self._factors.items() if key in used}
+
+    def rename(self, old: str, new: str) -> None:
+        """Call a factor by another name; it stays the same parameter."""
+        self._factors = {new if key == old else key: factor for key, factor in self._factors.items()}
+        self.links = [replace(link, factor=new) if link.factor == old else link for link in self.links]
+
+    def sort(self) -> None:
+        """Order factors by name, so that the order tells nothing of the way they came to be."""
+        self._factors = dict(sorted(self._factors.items()))
+
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into the factors that they name, then push those.
@@ -145,7 +203,7 @@ class Factors(MutableMapping[str, Tensor]):
         for link in self.links:
             if wanted is None or link.factor in wanted:
                 with _matmul_precision(link.leaf):
-                    link.leaf.copy_(link.basis.generate(self._factors[link.factor]))
+                    link.basis.write(self._factors[link.factor], link.leaf)
 
     @torch.no_grad()
     def pull(self) -> None:

@@ -1,8 +1,8 @@
 """The arithmetic of the losses: autograd functions that are lean in memory and exact in float32.
 
-`FusedLMKL` takes its gradients in the forward pass, while a chunk's logits are at hand; `TapMSE` keeps one difference. Both
-keep what backward needs on their own context and not in autograd's saved tensors, so that gradient checkpointing neither
-recomputes nor drops it.
+`FusedLMKL` takes its gradients in the forward pass, while a chunk's logits are at hand; `TapMSE` keeps one difference.
+Both keep what backward needs on their own context and not in autograd's saved tensors, so that gradient checkpointing
+neither recomputes nor drops it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of one [chunk, V] float32 tensor, of which four are alive at once. A CPU wants them in reach of its caches; on an
-# accelerator each chunk also reads and writes the head's whole gradient, which few large chunks pay for best.
+# Elements of one [chunk, V] float32 tensor, of which four are alive at once. A CPU wants them in reach of its caches; on
+# an accelerator each chunk also reads and writes the head's whole gradient, which few large chunks pay for best.
 CHUNK_ELEMENTS = {"cpu": 2**23}
 CHUNK_ELEMENTS_ACCELERATOR = 2**27
 
@@ -87,10 +87,10 @@ class FusedLMKL(torch.autograd.Function):
         chunk = max(1, chunk_elements // len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             student_head, rows = head.widened(), weight.detach().to(hidden.dtype)
-            teacher_hidden, teacher_head = (None, None) if teacher is None else (teacher[0], teacher[1].widened())
+            pair = None if teacher is None else (teacher[0], teacher[1].widened())
             for start in range(0, len(hidden), chunk):
                 part = slice(start, start + chunk)
-                aim = None if teacher_head is None else teacher_head.logits(teacher_hidden[part])
+                aim = None if pair is None else pair[1].logits(pair[0][part])
                 logits = student_head.logits(hidden[part])
                 terms, grad = _chunk(
                     head, logits, aim, targets[part], valid[part], weights, any(ctx.needs_input_grad[:3])
@@ -192,7 +192,11 @@ def _add_product_(accumulator: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class TapMSE(torch.autograd.Function):
-    """Value and gradient of `losses.tap_mse`."""
+    """Value and gradient of `losses.tap_mse`.
+
+    From forward to backward it keeps the difference alone: the gradient in a write's Z needs the target too, so it is
+    taken at once, [d_T, d_S], and the target is let go. Backward can run once, since it scales what is kept in place.
+    """
 
     @staticmethod
     def forward(
@@ -205,37 +209,52 @@ class TapMSE(torch.autograd.Function):
         count: Tensor | float,
         scale: Tensor | None,
         own_scale: bool,
-    ) -> tuple[Tensor, Tensor]:
+        overwrite: bool,
+        with_square: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         wide = torch.float64 if student.dtype == torch.float64 else torch.float32
         with torch.autocast(student.device.type, enabled=False):
             output = student if through is None else torch.nn.functional.linear(student, *through)
             aim = target if factor is None else target.to(factor.dtype) @ factor
             aim = aim.to(output.dtype)
-            if valid is not None:
-                aim = aim.masked_fill(~valid.unsqueeze(-1), 0)
+            ignored = None if valid is None else ~valid.unsqueeze(-1)
             elements = count * output.shape[-1]
-            square = torch.linalg.vector_norm(aim, dtype=wide).square() / elements
-            # The target's own memory holds the difference: nobody reads it after its tap. Not if it is the student's.
-            difference = output - aim if aim.data_ptr() == output.data_ptr() else torch.sub(output, aim, out=aim)
-            if valid is not None:
-                difference.masked_fill_(~valid.unsqueeze(-1), 0)
-            if own_scale:
+            square = None
+            if own_scale or with_square:
+                counted = aim if ignored is None else aim.masked_fill(ignored, 0)
+                square = torch.linalg.vector_norm(counted, dtype=wide).square() / elements
+            # A product is ours to overwrite; a target where the caller says that nobody reads it any more.
+            ours = aim is not target or (overwrite and aim.data_ptr() != output.data_ptr())
+            difference = torch.sub(output, aim, out=aim) if ours else output - aim
+            if ignored is not None:
+                difference.masked_fill_(ignored, 0)
+            if own_scale and square is not None:
                 scale = 1 / square.clamp(min=torch.finfo(wide).tiny)
             mse = torch.linalg.vector_norm(difference, dtype=wide).square() / elements
             if scale is not None:
                 mse = mse * scale
-        ctx.difference, ctx.through = difference, through
-        ctx.target = target if factor is not None else None
+            ctx.d_factor = None
+            if factor is not None and ctx.needs_input_grad[2]:
+                ctx.d_factor = target.to(difference.dtype).T @ difference
+        ctx.difference = difference if ctx.needs_input_grad[0] else None
+        ctx.through = through
         ctx.factor_dtype = None if factor is None else factor.dtype
         ctx.coefficient = (2 / elements) * (1.0 if scale is None else scale)
-        ctx.mark_non_differentiable(square)
+        if square is not None:
+            ctx.mark_non_differentiable(square)
         return mse, square
 
     @staticmethod
-    def backward(ctx: Any, mse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad = ctx.difference * (ctx.coefficient * mse).to(ctx.difference.dtype)
-        d_factor = None
-        if ctx.target is not None and ctx.needs_input_grad[2]:
-            d_factor = (ctx.target.to(grad.dtype).T @ grad).neg_().to(ctx.factor_dtype)
-        d_student = grad if ctx.through is None else grad @ ctx.through[0].to(grad.dtype)
-        return (d_student if ctx.needs_input_grad[0] else None, None, d_factor, *(None,) * 5)
+    def backward(ctx: Any, mse: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        difference, d_factor = ctx.difference, ctx.d_factor
+        if difference is None and d_factor is None:
+            raise RuntimeError("the loss of a tap can be differentiated once; its gradient is already released")
+        ctx.difference = ctx.d_factor = None
+        coefficient = ctx.coefficient * mse
+        if difference is not None:
+            difference.mul_(coefficient.to(difference.dtype))
+            if ctx.through is not None:
+                difference = difference @ ctx.through[0].to(difference.dtype)
+        if d_factor is not None:
+            d_factor = d_factor.mul_(-coefficient.to(d_factor.dtype)).to(ctx.factor_dtype)
+        return difference, None, d_factor, *(None,) * 7

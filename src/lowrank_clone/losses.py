@@ -36,8 +36,8 @@ def lm_kl_loss(
         kl = T^2/kl_count * sum_i sum_v p_T(v) (log p_T(v) - log p_S(v)),    p = softmax(logits / T)
 
     Logits and softmax are float32 whatever the input. At T = 40 a row of logits spans less than one unit, the KL is a
-    difference of nearly equal numbers, and rounding the logits to bfloat16 moves it by more than its own size. Never more
-    than four [chunk, V] tensors are alive (five with a softcap), and no element is read twice from the heads.
+    difference of nearly equal numbers, and rounding the logits to bfloat16 moves it by more than its own size. Never
+    more than four [chunk, V] tensors are alive (five with a softcap), and no element is read twice from the heads.
 
     Args:
         student_hidden: [n, d_S]; gradients flow to it and to the student head's weight and bias.
@@ -82,30 +82,30 @@ def tap_mse(
     count: Tensor | float | None = None,
     scale: Tensor | None = None,
     own_scale: bool = False,
-) -> tuple[Tensor, Tensor]:
+    overwrite: bool = True,
+    with_square: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Mean squared error of one tap over its counted tokens and all its channels, and the target's mean square.
 
-        mse = scale / (count * w) * sum_i || s_i - t_i ||^2,    s = student or student W^T + b,    t = target or target Z
+        mse = scale / (count * w) * sum_i || s_i - t_i ||^2,   s = student or student W^T + b,   t = target or target Z
 
-    Backward keeps the difference, and for a write its teacher-width target, outside autograd's saved tensors.
+    Backward keeps the difference alone, outside autograd's saved tensors, and can run once.
 
     Args:
         student: [n, w]; with `through = (W [w, w_in], b)` the [n, w_in] that this linear is applied to first.
-        target: [n, w], no gradient; overwritten where it serves as the buffer of the difference.
+        target: [n, w], no gradient. overwrite: Whether it may serve as the buffer of the difference.
         factor: A write's `Z` [d_T, d_S]: the target is `target Z`, and gradient flows into `Z` too.
         valid: [n] bool, or None for every token.
         count: Number of tokens to divide by: this call's own unless given.
         scale: Multiplies the result; or `own_scale`: 1 over this call's own target mean square, without gradient.
+        with_square: Whether to take the target's mean square.
 
     Returns:
         The scaled MSE, differentiable in `student` and `factor`, and the target's mean square over the same tokens
-        (times `n / count`), without gradient. Scalars, float32 (float64 for float64 input).
+        (times `n / count`), without gradient, or None. Scalars, float32 (float64 for float64 input).
     """
-    if count is not None or valid is not None:
-        count = _count(count, valid, student.dtype)
-    else:
-        count = len(student)
-    return TapMSE.apply(student, target, factor, through, valid, count, scale, own_scale)
+    count = len(student) if count is None and valid is None else _count(count, valid, student.dtype)
+    return TapMSE.apply(student, target, factor, through, valid, count, scale, own_scale, overwrite, with_square)
 
 
 def _count(count: Tensor | float | None, counted: Tensor | None, dtype: torch.dtype) -> Tensor | float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,12 +12,14 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .errors import InputError
+from .execution import Execution, Order
 from .factors import Identity, Link
 from .init import random_start
 from .losses import lm_kl_loss
+from .parameterize import TARGET, check_kinds, reparameterize
 from .plan import TapSpec, make_plan
 from .student import Leaves, build_student, check_teacher, link
-from .taps import Comparison, TargetSquares, head_input, read_head
+from .taps import Comparison, TargetSquares, read_head
 
 
 @dataclass
@@ -38,21 +40,28 @@ class CloneOutput(ModelOutput):
 class CloneModel(nn.Module):
     """A frozen teacher and the student cloned from it, as one module that returns the loss.
 
-    `student` is a plain `transformers` model whose weights are leaves; `factors` are what is trained (see `factors.py` and
-    `optim.bind`), outside the module tree so that engines which reduce or shard gradients see leaves only.
+    `student` is a plain `transformers` model whose weights are leaves; `factors` are what is trained (see `factors.py`
+    and `optim.bind`), outside the module tree so that engines which reduce or shard gradients see leaves only.
 
     Args:
         teacher: Any decoder language model; it is frozen and put into eval mode.
         hidden_size: The student's residual width `d_S`.
         student: Other fields of the student's config to override, for instance `{"rms_norm_eps": 1e-5}`.
         dtype: The student's dtype (the teacher's unless given). Factors are float32 in any case.
-        temperature: T of the KL. lm_weight, kl_weight, clone_weight: weights of the three terms; a term of weight 0 is not
-            computed, except `lm`. The published code sums its KL over positions and leaves out T^2: `kl_weight = L / T^2`.
+        temperature: T of the KL.
+        lm_weight, kl_weight, clone_weight: Weights of the three terms; a term of weight 0 is not computed, but for `lm`.
+            The published code sums its KL over positions and leaves out T^2: there, `kl_weight = L / T^2`.
         clone_normalization: `none` (the paper) sums raw MSEs. `target` divides each by the mean square of its target, a
             running mean over optimiser steps, so that no tap outweighs the others by the size of its activations.
-        attn_out_tap: Where attention outputs are compared: `student` width, after the write's Z (the paper), or `teacher`
-            width, before it (the published code).
+        attn_out_tap: Where attention outputs are compared: `student` width, after the write's Z (the paper), or
+            `teacher` width, before it (the published code).
+        start: Where the factors start: `random`, factors by name (see `init.py`), or `scratch`: the student as its
+            family starts it, trained directly with nothing of the teacher's (for baselines).
         factor_std, seed: Of the random start.
+        parameterization: `projected`, `dense` or `core` for each group of matrices (see `parameterize.py`).
+        taps: Which of the plan's taps to compare; all unless given.
+        execution: `sequential`, or `interleaved` to run each layer of the teacher just before the student's, so that
+            the targets of one layer only are alive.
 
     Raises:
         InputError: The teacher can't be cloned, or an argument is not usable.
@@ -75,33 +84,54 @@ class CloneModel(nn.Module):
         clone_weight: float = 0.2,
         clone_normalization: Literal["none", "target"] = "none",
         attn_out_tap: Literal["student", "teacher"] = "student",
+        start: Mapping[str, Tensor] | Literal["random", "scratch"] = "random",
         factor_std: float = 0.02,
         seed: int = 0,
+        parameterization: Mapping[str, str] | None = None,
+        taps: Callable[[TapSpec], bool] | None = None,
+        execution: Order = "sequential",
     ) -> None:
         super().__init__()
         check_teacher(teacher)
         self.plan = make_plan(teacher.config, hidden_size, student)
+        self.taps = tuple(tap for tap in self.plan.taps if clone_weight != 0 and (taps is None or taps(tap)))
         self.teacher = teacher.requires_grad_(False).eval()
-        self.student = build_student(teacher, self.plan, dtype or teacher.dtype)
+        self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
         self.temperature, self.lm_weight, self.kl_weight = temperature, lm_weight, kl_weight
         self.clone_weight = clone_weight
-        self.factors = link(teacher, self.student, self.plan, random_start(self.plan, factor_std, seed))
-        writes = [tap for tap in self.plan.taps if tap.kind == "write"]
+        if isinstance(start, str):
+            start = None if start == "scratch" else random_start(self.plan, factor_std, seed)
+        self.factors = link(teacher, self.student, self.plan, start)
+        writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if attn_out_tap == "teacher" and tap.group == "attention"]
         self._through = {tap.name: _linear(teacher, tap) for tap in at_teacher}
         shape = (self.plan.teacher_width, self.plan.student_width)
         # A write's Z also makes its tap's target: a leaf of its own, so that gradients meet in the factor.
         self.targets = Leaves({tap.name: shape for tap in writes if tap not in at_teacher}, self.student)
-        self.factors.links += [Link(leaf, Identity(), name) for name, leaf in self.targets.items()]
+        self.factors.links += [Link(leaf, Identity(), name, name + TARGET) for name, leaf in self.targets.items()]
+        self.kinds = check_kinds(self.plan, {})
+        self.reparameterize(parameterization or {})
         self.factors.push()
-        squares = TargetSquares(tap.name for tap in self.plan.taps)
+        squares = TargetSquares(tap.name for tap in self.taps)
         self.target_squares = squares if clone_normalization == "target" else None
         self._teacher_head, self._student_head = read_head(teacher), read_head(self.student)
+        self._execution = Execution(teacher, self.student, self.plan, execution)
 
     @property
     def config(self) -> Any:
         """The student's config."""
         return self.student.config
+
+    def reparameterize(self, kinds: Mapping[str, str]) -> None:
+        """Let groups of matrices be `projected`, `dense` or `core` from now on (see `parameterize.py`).
+
+        No deployed weight changes. An optimiser made before needs `optim.refresh`.
+
+        Raises:
+            InputError: A group or kind is unknown, or can't be had.
+        """
+        basis = dict(self.teacher.named_parameters(remove_duplicate=False))
+        self.kinds = reparameterize(self.factors, self.plan, basis, self.kinds, kinds)
 
     def forward(
         self,
@@ -118,10 +148,10 @@ class CloneModel(nn.Module):
         position's label is not -100 either way. So padding a batch changes nothing.
 
         Args:
-            input_ids: [batch, length]. attention_mask: the same, 1 for tokens. labels: the same, the ids themselves unless
-                given, -100 where a token is not to be learned from.
-            num_items_in_batch: [2], the counts of tokens in `lm` and of positions in `kl` and `clone` of the whole batch
-                that this micro-batch is a part of (see `count_tokens`); its own unless given.
+            input_ids, attention_mask, labels: [batch, length]; the labels are the ids themselves unless given, and -100
+                where a token is not to be learned from.
+            num_items_in_batch: [2], the counts of tokens in `lm` and of positions in `kl` and `clone` of the whole
+                batch that this micro-batch is a part of (see `count_tokens`); its own unless given.
             return_loss: Tells Trainer that there is a loss without labels.
         """
         targets, valid = _counted(input_ids, attention_mask, labels)
@@ -130,16 +160,9 @@ class CloneModel(nn.Module):
         inputs = {key: value for key, value in inputs.items() if value is not None} | {"use_cache": False}
         compared = self._comparison(None if attention_mask is None and labels is None else valid, counts[1])
 
-        with torch.no_grad(), head_input(self.teacher) as teacher_head:
-            if self.kl_weight != 0 or self.clone_weight != 0:
-                with compared.watch_teacher(self.teacher, self.plan.teacher_width):
-                    self.teacher(**inputs)
-        with head_input(self.student) as student_head, compared.watch_student(self.student, self.plan.student_width):
-            self.student(**inputs)
-
-        student, teacher = student_head.hidden.flatten(0, 1), None
-        if self.kl_weight != 0:
-            teacher = teacher_head.hidden.flatten(0, 1)
+        teach = self.kl_weight != 0 or self.clone_weight != 0
+        student, teacher = self._execution.run(inputs, compared, teach)
+        teacher = teacher if self.kl_weight != 0 else None
         if attention_mask is not None:
             rows = (valid | (targets != -100)).nonzero().squeeze(-1)
             student, targets, valid = student[rows], targets[rows], valid[rows]
@@ -171,8 +194,9 @@ class CloneModel(nn.Module):
 
     def _comparison(self, valid: Tensor | None, count: Tensor | None) -> Comparison:
         scales = None if self.target_squares is None else self.target_squares.scales(self.factors.pushes)
-        taps = self.plan.taps if self.clone_weight != 0 else ()
-        return Comparison(taps, dict(self.targets.items()), self._through, valid, count, scales)
+        taps = self.taps if self.clone_weight != 0 else ()
+        overwrite = self._execution.overwrites_targets
+        return Comparison(taps, dict(self.targets.items()), self._through, valid, count, scales, overwrite)
 
     @torch.no_grad()
     def measure_targets(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
@@ -185,6 +209,10 @@ class CloneModel(nn.Module):
         for batch in batches:
             self(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels") if key in batch})
         self.target_squares.fold()
+
+    def compile_layers(self, **options: Any) -> None:
+        """Compile every layer of both models by itself, with options of `torch.compile`; the loss stays what it is."""
+        self._execution.compile(**options)
 
     def train(self, mode: bool = True) -> CloneModel:
         """Switch the student; the teacher stays in eval mode."""

@@ -27,12 +27,22 @@ def check_teacher(teacher: PreTrainedModel) -> None:
             )
 
 
-def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
-    """The student, its inherited parameters and buffers copied and frozen, all else still as its family starts it."""
+def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype, inherit: bool = True) -> PreTrainedModel:
+    """The student, its inherited parameters and buffers copied and frozen, all else still as its family starts it.
+
+    Args:
+        inherit: False leaves everything as the family starts it (a student from scratch).
+    """
     with torch.device(teacher.device):
         student = AutoModelForCausalLM.from_config(
-            plan.student_config, dtype=dtype, attn_implementation=teacher.config._attn_implementation
+            plan.student_config,
+            dtype=dtype,
+            attn_implementation=teacher.config._attn_implementation,
+            experts_implementation=teacher.config._experts_implementation,
         )
+    student.generation_config = teacher.generation_config
+    if not inherit:
+        return student
     parameters, buffers = dict(teacher.named_parameters(remove_duplicate=False)), dict(teacher.named_buffers())
     with torch.no_grad():
         for name, parameter in student.named_parameters():
@@ -41,26 +51,29 @@ def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype) -> P
         for name in student.state_dict():
             if name in buffers:
                 student.get_buffer(name).copy_(buffers[name])
-    student.generation_config = teacher.generation_config
     return student
 
 
-def link(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, start: Mapping[str, Tensor]) -> Factors:
-    """Factors at `start` and the links from them to the student's leaves. Vectors start as the student has them."""
+def link(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, start: Mapping[str, Tensor] | None) -> Factors:
+    """Factors and the links from them to the student's leaves: every matrix `projected`.
+
+    Args:
+        start: Factors by name; vectors that it leaves out start as the student has them. None for no factors of the
+            teacher at all: then everything is trained directly, from what the student holds (the baselines).
+    """
     basis = dict(teacher.named_parameters(remove_duplicate=False))
-    leaves = dict(student.named_parameters())
     factors: dict[str, Tensor] = {}
     links: list[Link] = []
-    for role in plan.of_kind("read", "write", "bias", "vector"):
-        leaf = leaves[role.name]
-        assert role.factor is not None and role.axis is not None
-        if role.kind == "vector":
-            factors[role.name] = leaf.detach().to(factor_dtype(leaf.dtype))
-            links.append(Link(leaf, Identity(), role.name))
-            continue
-        if role.kind != "bias":
-            factors[role.name] = start[role.name].to(leaf.device, factor_dtype(leaf.dtype))
-        links.append(Link(leaf, Projected(basis[role.name], role.axis), role.factor))
+    for name, leaf in student.named_parameters():
+        role, wide = plan.roles[name], factor_dtype(leaf.dtype)
+        if start is None or role.kind == "vector":
+            factors[name] = (start or {}).get(name, leaf.detach()).to(leaf.device, wide)
+            links.append(Link(leaf.requires_grad_(), Identity(), name, name))
+        elif role.kind != "inherited":
+            assert role.factor is not None and role.axis is not None
+            if role.kind != "bias":
+                factors[name] = start[name].to(leaf.device, wide)
+            links.append(Link(leaf, Projected(basis[name], role.axis), role.factor, name))
     return Factors(factors, links)
 
 

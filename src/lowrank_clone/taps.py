@@ -17,6 +17,8 @@ from .losses import Head, tap_mse
 from .plan import TapSpec
 
 Observer = Callable[[TapSpec, Tensor, Tensor], None]
+# How one model is observed: `observe` without its model and width, or its counterpart for compiled blocks.
+Watch = Callable[[Iterable[TapSpec], Observer], AbstractContextManager[None]]
 
 
 @contextmanager
@@ -34,21 +36,29 @@ def observe(model: nn.Module, taps: Iterable[TapSpec], width: int, observer: Obs
 
 
 def _hook(tap: TapSpec, width: int, observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    expected = width if tap.kind == "write" else tap.inner
-
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        candidates = output if isinstance(output, (tuple, list)) else (output,)
-        for tensor in candidates:
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape[-1] == expected:
-                observer(tap, args[0] if args else tensor, tensor.reshape(-1, expected))
-                return
-        shapes = [list(t.shape) for t in candidates if isinstance(t, Tensor)]
-        raise InputError(
-            f"tap `{tap.name}`: module `{tap.module}` returned {shapes}, expected a tensor of {expected} channels; "
-            f"leave this tap out"
-        )
+        shown = tap_output(tap, width, output)
+        observer(tap, args[0] if args else shown, shown)
 
     return hook
+
+
+def tap_output(tap: TapSpec, width: int, output: Any) -> Tensor:
+    """The tapped tensor [n, w] among what the tap's module returned in a model of residual width `width`.
+
+    Raises:
+        InputError: There is none of the expected width.
+    """
+    expected = width if tap.kind == "write" else tap.inner
+    candidates = output if isinstance(output, (tuple, list)) else (output,)
+    for tensor in candidates:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape[-1] == expected:
+            return tensor.reshape(-1, expected)
+    shapes = [list(t.shape) for t in candidates if isinstance(t, Tensor)]
+    raise InputError(
+        f"tap `{tap.name}`: module `{tap.module}` returned {shapes}, expected a tensor of {expected} channels; "
+        f"leave this tap out"
+    )
 
 
 class Comparison:
@@ -60,6 +70,7 @@ class Comparison:
         through: The teacher's (weight, bias) of each write that is compared at teacher width.
         valid: [n] bool, or None for every token. count: What sums over tokens are divided by, its own if None.
         scales: What multiplies each tap's MSE, by tap name, `own` for one over its own target's mean square, or None.
+        overwrite: Whether the teacher has done with its outputs when the student runs, so that their memory is free.
     """
 
     def __init__(
@@ -70,25 +81,26 @@ class Comparison:
         valid: Tensor | None,
         count: Tensor | None,
         scales: Mapping[str, Tensor] | str | None,
+        overwrite: bool = True,
     ) -> None:
         self._taps, self._factors, self._through, self._scales = list(taps), factors, through, scales
-        self._valid, self._count = valid, count
+        self._valid, self._count, self._overwrite = valid, count, overwrite
         self._outputs: defaultdict[str, list[Tensor]] = defaultdict(list)
         self.losses: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
 
-    def watch_teacher(self, model: nn.Module, width: int) -> AbstractContextManager[None]:
+    def watch_teacher(self, watch: Watch) -> AbstractContextManager[None]:
         """Keep the outputs of the teacher, which runs inside this context."""
-        return observe(model, self._taps, width, lambda tap, _, output: self._outputs[tap.name].append(output))
+        return watch(self._taps, lambda tap, _, output: self._outputs[tap.name].append(output))
 
     @contextmanager
-    def watch_student(self, model: nn.Module, width: int) -> Iterator[None]:
+    def watch_student(self, watch: Watch) -> Iterator[None]:
         """Compare the outputs of the student, which runs inside this context. `losses` is complete after it.
 
         Raises:
             InputError: A tapped module ran in one model only.
         """
-        with observe(model, self._taps, width, self._compare):
+        with watch(self._taps, self._compare):
             yield
         for tap in self._taps:
             if tap.name not in self.losses or self._outputs[tap.name]:
@@ -109,9 +121,12 @@ class Comparison:
             count=self._count,
             scale=self._scales[tap.name] if isinstance(self._scales, Mapping) else None,
             own_scale=self._scales == "own",
+            overwrite=self._overwrite,
+            with_square=self._scales is not None,
         )
         self.losses[tap.name] = self.losses[tap.name] + mse if tap.name in self.losses else mse
-        self.squares[tap.name] = square
+        if square is not None:
+            self.squares[tap.name] = square
 
 
 class TargetSquares:
@@ -203,8 +218,9 @@ def read_head(model: PreTrainedModel) -> Head:
         InputError: The logits are no scaled or capped output of the head.
     """
     head = model.get_output_embeddings()
-    sizes = torch.tensor([1e-3, 1e6, 1.0, 10.0, 100.0], device=model.device)
-    probe = sizes.view(1, -1, 1) * torch.linspace(-1, 1, model.config.vocab_size, device=model.device)
+    wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+    sizes = torch.tensor([1e-3, 1e6, 1.0, 10.0, 100.0], dtype=wide, device=model.device)
+    probe = sizes.view(1, -1, 1) * torch.linspace(-1, 1, model.config.vocab_size, dtype=wide, device=model.device)
     handle = head.register_forward_hook(lambda module, args, output: probe)
     training = model.training
     try:

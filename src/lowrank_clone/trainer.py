@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,17 +11,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
-from transformers.trainer_callback import ProgressCallback
+from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
+from .callbacks import Progress
+from .checkpoint import last_checkpoint, load_clone, save_clone
 from .errors import InputError
 from .model import CloneModel, CloneOutput, count_tokens
 from .optim import bind
-
-FACTORS_FILE, PLAN_FILE = "factors.safetensors", "plan.json"
 
 
 class NonFiniteLoss(RuntimeError):
@@ -70,6 +67,7 @@ class CloneTrainer(Trainer):
     """
 
     model: CloneModel
+    args: CloneArguments
 
     def __init__(self, model: CloneModel, args: CloneArguments, **kwargs: Any) -> None:
         if not isinstance(model, CloneModel):
@@ -79,17 +77,16 @@ class CloneTrainer(Trainer):
         self.clone = model
         self._terms: dict[str, Tensor] = {}
         self._term_steps = 0
-        self.remove_callback(ProgressCallback)
-        if not args.disable_tqdm:
-            self.add_callback(TokenProgress())
+        for theirs in (ProgressCallback, PrinterCallback):
+            self.remove_callback(theirs)
+        self.add_callback(Progress(bar=not args.disable_tqdm))
 
     # What is optimised ---------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimiser, over the factors."""
         if self.optimizer is None:
-            super().create_optimizer(self.clone.factors)
-            bind(self.optimizer, self.clone.factors)
+            self.optimizer = bind(super().create_optimizer(self.clone.factors), self.clone.factors)
         return self.optimizer
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -161,7 +158,7 @@ class CloneTrainer(Trainer):
         if model.training:
             self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size
         else:
-            self._terms["tokens"] = self._terms.get("tokens", 0) + weight
+            self._terms["tokens"] = self._terms["tokens"] + weight if "tokens" in self._terms else weight
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -187,6 +184,7 @@ class CloneTrainer(Trainer):
         terms = self._read_terms()
         tokens = terms.pop("tokens")
         means = {name: value / tokens for name, value in terms.items()}
+        assert output.metrics is not None
         output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
         output.metrics[f"{prefix}_perplexity"] = math.exp(min(means["lm"], 700.0))
         self._terms, self._term_steps = waiting, steps
@@ -196,7 +194,7 @@ class CloneTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student, a plain `transformers` checkpoint; inside checkpoints, the factors."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self._run_dir())
         if not self.args.should_save:
             return
         if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
@@ -208,8 +206,12 @@ class CloneTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _run_dir(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
     def _checkpoint_dir(self) -> Path:
-        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        return self._run_dir() / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = self._checkpoint_dir()
@@ -218,7 +220,7 @@ class CloneTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             # Older checkpoints are rotated out only after a complete save, so they are all still there.
             shutil.rmtree(folder, ignore_errors=True)
-            before = last_checkpoint(self.args.output_dir)
+            before = last_checkpoint(self._run_dir())
             kept = f"the last complete one is {before}" if before else "there is no earlier one"
             raise InputError(f"could not save {folder}: {error}; {kept}; make room on the disk and resume") from error
 
@@ -230,106 +232,8 @@ class CloneTrainer(Trainer):
         load_clone(self.clone, Path(self.state.best_model_checkpoint))
 
 
-def save_clone(clone: CloneModel, folder: Path) -> None:
-    """Write what training changes: the factors and the taps' running mean squares, and the plan they belong to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"factor:{name}": value for name, value in clone.factors.state_dict().items()}
-    if clone.target_squares is not None:
-        tensors |= {f"target_squares:{name}": value for name, value in clone.target_squares.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / FACTORS_FILE)
-    (folder / PLAN_FILE).write_text(json.dumps(clone.plan.fingerprint()))
-
-
-def load_clone(clone: CloneModel, folder: Path) -> None:
-    """Load what `save_clone` wrote, and generate the student from it.
-
-    Raises:
-        InputError: `folder` is no such checkpoint, or belongs to another plan.
-    """
-    if not (folder / FACTORS_FILE).is_file() or not (folder / PLAN_FILE).is_file():
-        raise InputError(f"{folder}: no checkpoint of a clone there ({FACTORS_FILE} and {PLAN_FILE} are expected)")
-    check_plan(clone, folder)
-    tensors = load_file(folder / FACTORS_FILE)
-    of_kind: dict[str, dict[str, Tensor]] = {"factor": {}, "target_squares": {}}
-    for key, value in tensors.items():
-        kind, name = key.split(":", 1)
-        of_kind[kind][name] = value
-    clone.factors.load(of_kind["factor"])
-    if clone.target_squares is not None:
-        clone.target_squares.load_state_dict(of_kind["target_squares"], clone.student.device)
-
-
-def check_plan(clone: CloneModel, folder: Path) -> None:
-    """Refuse a checkpoint of another teacher, width or parameter.
-
-    Raises:
-        InputError: What differs first.
-    """
-    theirs, ours = json.loads((folder / PLAN_FILE).read_text()), clone.plan.fingerprint()
-    for key in ("model_type", "teacher_width", "student_width"):
-        if theirs[key] != ours[key]:
-            raise InputError(
-                f"{folder}: its {key} is {theirs[key]}, this run's is {ours[key]}; resume with the same plan"
-            )
-    for name in sorted(set(theirs["roles"]) | set(ours["roles"])):
-        if theirs["roles"].get(name) != ours["roles"].get(name):
-            raise InputError(f"{folder}: its parameter `{name}` differs from this run's; resume with the same teacher")
-
-
-def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run. `trainer_state.json` is written last, so a cut-off save lacks it."""
-    found = {
-        int(match[1]): folder
-        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and _complete(folder)
-    }
-    return found[max(found)] if found else None
-
-
-def _complete(folder: Path) -> bool:
-    try:
-        json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return (folder / FACTORS_FILE).is_file()
-
-
 def _terms(output: CloneOutput, taps: bool) -> dict[str, Tensor]:
     named = {"lm": output.lm, "kl": output.kl, "clone": output.clone}
     if taps and output.taps is not None:
         named |= {f"tap/{name}": value for name, value in output.taps.items()}
     return {name: value for name, value in named.items() if value is not None}
-
-
-class MetricsFile(TrainerCallback):
-    """Append every log as a JSON line to `metrics.jsonl` in the run's folder; on resume, drop what will be redone."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept))
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-class TokenProgress(ProgressCallback):
-    """Trainer's progress bar (steps, time left) with tokens/s, and logs without the taps."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        bar = self.training_bar
-        if state.is_world_process_zero and bar is not None:
-            elapsed = bar.format_dict["elapsed"]
-            seen = state.num_input_tokens_seen * (bar.n - bar.initial) / max(bar.n, 1)
-            bar.set_postfix_str(f"{seen / elapsed:,.0f} tokens/s" if elapsed > 0 else "", refresh=False)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        shown = {name: value for name, value in (logs or {}).items() if not name.startswith("tap/")}
-        super().on_log(args, state, control, logs=shown, **kwargs)

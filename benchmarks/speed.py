@@ -1,0 +1,443 @@
+"""Time per token and peak memory of Low-Rank Clone beside what it must be compared with, as ratios of one run.
+
+    python benchmarks/speed.py                       # SmolLM2's shape on the CPU: all cases and the table
+    python benchmarks/speed.py --group accumulated   # one part of them, merged into the raw figures
+    python benchmarks/speed.py --report              # only the table and the figure, from the raw figures
+
+Every case lives in a process of its own, so that its peak memory is its own; the processes take turns, one step each
+and round after round, so that a machine that slows down slows all of them. Figures are medians over rounds. A step is
+forward, backward and AdamW on `accumulation` micro-batches. Memory is the peak of one step (resident set on the CPU,
+allocated on a GPU) above what was there before the first: weights, but neither gradients nor optimiser states. Weights
+are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "config": {
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "intermediate_size": 1536,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+        },
+        "student": 384,
+    },
+    "llama-3.2-3b": {
+        "config": {
+            "hidden_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "intermediate_size": 8192,
+            "vocab_size": 128256,
+            "tie_word_embeddings": True,
+        },
+        "student": 1536,
+    },
+    # Qwen2.5's biases are left out, so that the reference, which knows Llama only, runs it too.
+    "qwen2.5-7b": {
+        "config": {
+            "hidden_size": 3584,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "intermediate_size": 18944,
+            "vocab_size": 152064,
+            "tie_word_embeddings": False,
+        },
+        "student": 2048,
+    },
+}
+TEMPERATURE, ALPHA = 40.0, 0.2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: its letter in the table, what it is, and how it runs."""
+
+    key: str
+    title: str
+    build: str
+    accumulation: int = 1
+    options: tuple[str, ...] = ()
+
+
+CASES = {
+    case.key: case
+    for case in (
+        Case("a", "teacher forward", "teacher"),
+        Case("b", "student: ordinary training", "ordinary"),
+        Case("c", "logit KD, naive loss", "kd_naive"),
+        Case("k", "logit KD, fused loss", "kd_fused"),
+        Case("d", "published scheme, re-created", "published"),
+        Case("e", "this library", "clone"),
+        Case("g", "this library, interleaved", "clone", options=("interleaved",)),
+        Case("h", "this library, checkpointed", "clone", options=("checkpointed",)),
+        Case("i", "this library, interleaved, checkpointed", "clone", options=("interleaved", "checkpointed")),
+        Case("d8", "published scheme, re-created", "published", 8),
+        Case("f", "this library", "clone", 8),
+        Case("k8", "logit KD, fused loss", "kd_fused", 8),
+        Case("naive", "losses alone, naive", "loss_naive"),
+        Case("fused", "losses alone, fused", "loss_fused"),
+    )
+}
+GROUPS = {
+    "single": ("a", "b", "c", "k", "d", "e", "g", "h", "i"),
+    "accumulated": ("d8", "f", "k8"),
+    "loss": ("naive", "fused"),
+}
+# What the issue of this benchmark asks for: (name, numerator, denominator, figure, bound).
+TARGETS = (
+    ("(e) / (d), one micro-batch", "e", "d", "seconds_per_token", 0.70),
+    ("(f) / (d), eight micro-batches", "f", "d8", "seconds_per_token", 0.60),
+    ("memory of (e) / (d), one micro-batch", "e", "d", "peak_bytes", 0.35),
+    ("memory of (g) / (d), one micro-batch", "g", "d", "peak_bytes", 0.35),
+    ("(f) / logit KD with the same loss, eight micro-batches", "f", "k8", "seconds_per_token", 1.15),
+    ("losses alone, one thread: time", "fused", "naive", "seconds_per_token", 0.65),
+    ("losses alone, one thread: memory", "fused", "naive", "peak_bytes", 0.20),
+)
+
+
+# --- one case, in its own process -------------------------------------------------------------------------------------
+
+
+class Meter:
+    """Memory of this process: resident on the CPU, allocated on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        self._libc = None if self.cuda or platform.system() != "Linux" else ctypes.CDLL("libc.so.6")
+
+    def settle(self) -> None:
+        """Give freed memory back."""
+        gc.collect()
+        if self._libc is not None:
+            self._libc.malloc_trim(0)
+
+    def now(self) -> int:
+        return self._read("VmRSS")
+
+    def peak(self) -> int:
+        return self._read("VmHWM")
+
+    def start(self) -> None:
+        """Begin a new peak."""
+        if self.cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def _read(self, field: str) -> int:
+        if self.cuda:
+            import torch
+
+            return torch.cuda.max_memory_allocated() if field == "VmHWM" else torch.cuda.memory_allocated()
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+
+def build(case: Case, shape: str, batch: tuple[int, int], device: str) -> Callable[[], object]:
+    """The case's step, its models and data made."""
+    import torch
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    torch.manual_seed(0)
+    fields = SHAPES[shape]
+    # Llama's architecture under the name of a type that does not insist on a width divisible by the heads.
+    config = MistralConfig(**fields["config"], sliding_window=None, max_position_embeddings=8192)
+    width = fields["student"]
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if case.build.startswith("loss"):
+        return _loss_alone(case, config, width, batch, device, dtype)
+
+    def model(hidden_size: int) -> Any:
+        resized = MistralConfig.from_dict(config.to_dict() | {"hidden_size": hidden_size})
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(resized, dtype=dtype, attn_implementation="sdpa")
+
+    batches = [torch.randint(0, config.vocab_size, batch, device=device) for _ in range(case.accumulation)]
+    if case.build == "teacher":
+        teacher = model(config.hidden_size).eval()
+
+        def forward_only() -> None:
+            with torch.no_grad():
+                for ids in batches:
+                    teacher(input_ids=ids, use_cache=False)
+
+        return forward_only
+    loss, optimizer = _BUILDERS[case.build](model, config.hidden_size, width, case)
+
+    def step() -> None:
+        for ids in batches:
+            loss(ids).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _adamw(parameters: Any) -> Any:
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+
+def _ordinary(model: Callable[[int], Any], d_t: int, d_s: int, case: Case) -> tuple[Any, Any]:
+    student = model(d_s).train()
+    return lambda ids: student(input_ids=ids, labels=ids, use_cache=False).loss / case.accumulation, _adamw(
+        student.parameters()
+    )
+
+
+def _kd(model: Callable[[int], Any], d_t: int, d_s: int, case: Case) -> tuple[Any, Any]:
+    import torch
+    from reference import naive_lm_kl
+
+    from lowrank_clone.losses import Head, lm_kl_loss
+
+    teacher, student = model(d_t).eval().requires_grad_(False), model(d_s).train()
+
+    def naive(ids: Any) -> Any:
+        with torch.no_grad():
+            aim = teacher(input_ids=ids, use_cache=False).logits
+        lm, kl = naive_lm_kl(student(input_ids=ids, use_cache=False).logits, aim, ids, TEMPERATURE)
+        return (lm + kl) / case.accumulation
+
+    def fused(ids: Any) -> Any:
+        with torch.no_grad():
+            aim = teacher.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = student.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100).flatten()
+        heads = Head(student.lm_head.weight), aim, Head(teacher.lm_head.weight)
+        valid = torch.ones_like(targets, dtype=torch.bool)
+        return lm_kl_loss(hidden, *heads, targets, valid, temperature=TEMPERATURE)[0] / case.accumulation
+
+    return naive if case.build == "kd_naive" else fused, _adamw(student.parameters())
+
+
+def _published(model: Callable[[int], Any], d_t: int, d_s: int, case: Case) -> tuple[Any, Any]:
+    from reference import PublishedScheme
+
+    scheme = PublishedScheme(model(d_t), d_s, TEMPERATURE, ALPHA)
+    return lambda ids: scheme(ids)[0] / case.accumulation, _adamw(scheme.trained())
+
+
+def _clone(model: Callable[[int], Any], d_t: int, d_s: int, case: Case) -> tuple[Any, Any]:
+    from lowrank_clone.model import CloneModel
+    from lowrank_clone.optim import bind
+
+    options = {"execution": "interleaved"} if "interleaved" in case.options else {}
+    clone = CloneModel(model(d_t), d_s, temperature=TEMPERATURE, clone_weight=ALPHA, **options).train()
+    if "checkpointed" in case.options:
+        clone.activation_checkpointing_enable()
+    return lambda ids: clone(ids).loss / case.accumulation, bind(_adamw(clone.factors.parameters()), clone.factors)
+
+
+_BUILDERS: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "ordinary": _ordinary,
+    "kd_naive": _kd,
+    "kd_fused": _kd,
+    "published": _published,
+    "clone": _clone,
+}
+
+
+def _loss_alone(case: Case, config: Any, width: int, batch: tuple[int, int], device: str, dtype: Any) -> Any:
+    """Forward and backward of LM and KL, from hidden states to their gradient and the head's."""
+    import torch
+    from reference import naive_lm_kl
+
+    from lowrank_clone.losses import Head, lm_kl_loss
+
+    make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
+    hidden, weight = make(*batch, width).requires_grad_(), (make(config.vocab_size, width) * 0.02).requires_grad_()
+    aim, aim_weight = make(*batch, config.hidden_size), make(config.vocab_size, config.hidden_size) * 0.02
+    ids = torch.randint(0, config.vocab_size, batch, device=device)
+    targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100).flatten()
+    valid = torch.ones_like(targets, dtype=torch.bool)
+
+    def naive() -> None:
+        lm, kl = naive_lm_kl(hidden @ weight.T, aim @ aim_weight.T, ids, TEMPERATURE)
+        (lm + kl).backward()
+
+    def fused() -> None:
+        heads = Head(weight), aim.flatten(0, 1), Head(aim_weight)
+        lm_kl_loss(hidden.flatten(0, 1), *heads, targets, valid, temperature=TEMPERATURE)[0].backward()
+
+    run = naive if case.build == "loss_naive" else fused
+
+    def step() -> None:
+        run()
+        hidden.grad = weight.grad = None
+
+    return step
+
+
+def work(key: str, shape: str, batch: tuple[int, int], device: str, threads: int) -> None:
+    """Serve one case: a step and its figures for every line on standard input."""
+    import torch
+
+    torch.set_num_threads(threads)
+    case, meter = CASES[key], Meter(device)
+    step = build(case, shape, batch, device)
+    meter.settle()
+    base = meter.now()
+    step()
+    print(
+        json.dumps({"base_bytes": base, "hardware": torch.cuda.get_device_name() if meter.cuda else "CPU"}), flush=True
+    )
+    for _ in sys.stdin:
+        meter.settle()
+        meter.start()
+        before = time.perf_counter()
+        step()
+        if meter.cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - before
+        peak = meter.peak() - base
+        meter.settle()
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+# --- all cases, taking turns ------------------------------------------------------------------------------------------
+
+
+def measure(keys: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
+    """Raw figures of these cases, by key."""
+    workers: dict[str, subprocess.Popen[str]] = {}
+    figures: dict[str, Any] = {}
+    batch = tuple(options.batch)
+    try:
+        for key in keys:
+            threads = 1 if CASES[key].build.startswith("loss") else options.threads
+            command = [sys.executable, __file__, "--worker", key, "--shape", options.shape, "--device", options.device]
+            command += ["--threads", str(threads), "--batch", *map(str, batch)]
+            workers[key] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            figures[key] = _answer(key, workers[key]) | {"threads": threads, "rounds": []}
+        for _ in range(options.rounds):
+            for key, worker in workers.items():
+                assert worker.stdin is not None
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+                figures[key]["rounds"].append(_answer(key, worker))
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    for key, figure in figures.items():
+        tokens = batch[0] * batch[1] * CASES[key].accumulation
+        figure["seconds_per_token"] = statistics.median(r["seconds"] for r in figure["rounds"]) / tokens
+        figure["peak_bytes"] = statistics.median(r["peak_bytes"] for r in figure["rounds"])
+    return figures
+
+
+def _answer(key: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
+    assert worker.stdout is not None
+    line = worker.stdout.readline()
+    if not line:
+        raise RuntimeError(f"case {key} ended with exit status {worker.wait()}")
+    return json.loads(line)
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The cases and the ratios as Markdown."""
+    lines = ["| | case | micro-batches | ms / token | peak above weights, MiB |", "|---|---|---|---|---|"]
+    for key, case in CASES.items():
+        if key in figures:
+            row = figures[key]
+            lines.append(
+                f"| {key} | {case.title} | {case.accumulation} | {row['seconds_per_token'] * 1e3:.3f} "
+                f"| {row['peak_bytes'] / 2**20:,.0f} |"
+            )
+    lines += ["", "| ratio | measured | target | |", "|---|---|---|---|"]
+    for name, top, bottom, figure, bound in TARGETS:
+        if top in figures and bottom in figures:
+            ratio = figures[top][figure] / figures[bottom][figure]
+            lines.append(f"| {name} | {ratio:.2f} | ≤ {bound:.2f} | {'met' if ratio <= bound else 'missed'} |")
+    return "\n".join(lines)
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Time and memory as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    keys = [key for key in CASES if key in figures and not CASES[key].build.startswith("loss")]
+    labels = [f"{key}  {CASES[key].title}" + (f" ×{n}" if (n := CASES[key].accumulation) > 1 else "") for key in keys]
+    colours = [
+        "#b5533c" if CASES[k].build == "published" else "#2f6f8f" if CASES[k].build == "clone" else "#9aa5ad"
+        for k in keys
+    ]
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 0.36 * len(keys) + 1), sharey=True, layout="constrained")
+    values = ([figures[k]["seconds_per_token"] * 1e3 for k in keys], [figures[k]["peak_bytes"] / 2**30 for k in keys])
+    for axis, value, title in zip(axes, values, ("ms per token", "peak memory above weights, GiB"), strict=True):
+        bars = axis.barh(labels, value, color=colours)
+        axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        axis.margins(x=0.12)
+        axis.set_xlabel(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", choices=[*GROUPS, "all"], default="all")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="these cases only")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2-135m")
+    parser.add_argument("--batch", type=int, nargs=2, default=(2, 512), metavar=("ROWS", "LENGTH"))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="raw figures, JSON")
+    parser.add_argument("--figure", type=Path, help="draw them here")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--worker", choices=list(CASES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, options.shape, tuple(options.batch), options.device, options.threads)
+        return
+    output = options.output or FOLDER / f"speed-{options.shape}-{options.device}.json"
+    figures = json.loads(output.read_text()) if output.exists() else {}
+    if not options.report:
+        for group in (
+            [options.cases] if options.cases else GROUPS.values() if options.group == "all" else [GROUPS[options.group]]
+        ):
+            figures |= measure(tuple(group), options)
+            output.write_text(json.dumps(figures, indent=1) + "\n")
+    print(table(figures))
+    if options.figure:
+        draw(figures, options.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Low-Rank Clone: a frozen decoder language model becomes a narrower student of the same architecture.
+
+Reading order: plan -> factors -> losses -> model -> optim -> trainer.
+
+    clone = CloneModel(teacher, hidden_size=384, temperature=40.0, clone_weight=0.2, kl_weight=1.28)
+    trainer = CloneTrainer(clone, CloneArguments(output_dir="runs/a"), train_dataset=blocks, processing_class=tokenizer)
+    trainer.train()
+    clone.student.save_pretrained("student")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import InputError
+    from .model import CloneModel, CloneOutput, count_tokens
+    from .optim import bind
+    from .plan import Plan, make_plan
+    from .trainer import CloneArguments, CloneTrainer
+
+__all__ = [
+    "CloneArguments",
+    "CloneModel",
+    "CloneOutput",
+    "CloneTrainer",
+    "InputError",
+    "Plan",
+    "bind",
+    "count_tokens",
+    "make_plan",
+]
+
+_HOMES = {
+    "CloneArguments": "trainer",
+    "CloneModel": "model",
+    "CloneOutput": "model",
+    "CloneTrainer": "trainer",
+    "InputError": "errors",
+    "Plan": "plan",
+    "bind": "optim",
+    "count_tokens": "model",
+    "make_plan": "plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that `lrc --help` does not wait for torch and transformers.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,109 @@
+"""What each command does, given parsed arguments."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .architecture import decoder_config
+from .checkpoint import load_clone
+from .config import Recipe, load_recipe
+from .errors import InputError
+from .plan import Plan, make_plan
+from .sizes import size_rows
+
+# Tables and reports go to standard output, so that they can be piped.
+console = Console(highlight=False, soft_wrap=True)
+
+
+def train(arguments: Namespace) -> None:
+    """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume | --overwrite]`"""
+    from .run import check, execute
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    job = check(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
+    if arguments.dry_run:
+        print_plan(recipe, job.plan)
+        console.print("Everything that can be checked without weights is in order; nothing was run.")
+        return
+    result = execute(job, console)
+    console.print(
+        f"Validation loss {result.before.loss:.4f} -> {result.after.loss:.4f} nats/token after {result.tokens:,} tokens "
+        f"(teacher {result.teacher.loss:.4f}). The student is in {job.folder / 'student'}."
+    )
+
+
+def plan(arguments: Namespace) -> None:
+    """`lrc plan RECIPE [section.key=value ...]`"""
+    from .teachers import load_config
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    config = load_config(recipe.teacher)
+    print_plan(recipe, make_plan(config, recipe.student.hidden_size, recipe.student.overrides))
+
+
+def families(arguments: Namespace) -> None:
+    """`lrc families [TYPE] [--markdown]`"""
+    from .families import survey, survey_all, to_markdown
+
+    found = [survey(arguments.model_type)] if arguments.model_type else survey_all()
+    if arguments.markdown:
+        print(to_markdown(found))
+        return
+    table = Table("type", "supported", "taps", "remark", title="Causal language models of the installed transformers")
+    for family in found:
+        table.add_row(family.model_type, "yes" if family.supported else "no", str(family.taps or ""), family.reason)
+    console.print(table)
+    console.print(f"{sum(family.supported for family in found)} of {len(found)} types can be cloned.")
+
+
+def export(arguments: Namespace) -> None:
+    """`lrc export RUN OUTPUT`"""
+    from .export import CardFacts, export_student, teacher_license
+    from .report import read_metrics
+    from .run import check, make_clone
+
+    run, output = Path(arguments.run), Path(arguments.output)
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"`{run}` holds no recipe.yaml; expected the folder of a run")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"`{output}` is not empty; give a new folder")
+    recipe = load_recipe(str(run / "recipe.yaml"), [f"training.output_dir={run}"])
+    job = check(recipe, resume=True)
+    assert job.checkpoint is not None
+    clone = make_clone(job)
+    load_clone(clone, job.checkpoint)
+    step = int(job.checkpoint.name.rsplit("-", 1)[1])
+    metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
+    tokens = max((line.get("tokens", 0) for line in metrics), default=0)
+    losses = {f"student at step {line['step']}": line["eval_lm"] for line in metrics if "eval_lm" in line}
+    facts = CardFacts(recipe.teacher.model, teacher_license(recipe.teacher.model), tokens, losses)
+    export_student(clone, output, job.tokenizer, recipe, facts)
+    console.print(f"The student of step {step} is in {output}.")
+
+
+def demo(arguments: Namespace) -> None:
+    """`lrc demo [section.key=value ...]`"""
+    from .demo import run_demo
+
+    run_demo(arguments.overrides, console)
+
+
+def print_plan(recipe: Recipe, plan: Plan) -> None:
+    """Sizes by group: matrices, deployed and trained numbers, and how much of the deployed ones training can reach."""
+    text = decoder_config(plan.teacher_config)
+    console.print(
+        f"{text.model_type}: residual width {plan.teacher_width} -> {plan.student_width}, {len(plan.taps)} taps, "
+        f"{plan.deployed_parameters:,} deployed and {plan.trained_parameters:,} trained parameters"
+    )
+    table = Table("group", "tensors", "deployed parameters", "trained parameters", "reachable share")
+    for row in size_rows(plan):
+        share = "" if row.reachable is None else f"{row.reachable:.1%}"
+        table.add_row(row.group, f"{row.tensors:,}", f"{row.deployed:,}", f"{row.trained:,}", share)
+    console.print(table)
+
+
+COMMANDS = {"train": train, "plan": plan, "families": families, "export": export, "demo": demo}

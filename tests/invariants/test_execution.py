@@ -1,0 +1,201 @@
+"""Losses and gradients are the same however they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import batch, tiny_model
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lowrank_clone import losses
+from lowrank_clone.model import CloneModel
+from lowrank_clone.optim import bind
+
+# Dynamo looks at `.grad` of what it is given, layers' inputs too.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+TEMPERATURE, KL_WEIGHT, CLONE_WEIGHT = 2.0, 0.7, 0.3
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def clone(
+    family: str = "llama",
+    attn: str = "eager",
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    **options: Any,
+) -> CloneModel:
+    teacher = tiny_model(family, dtype=dtype).to(device)
+    teacher.set_attn_implementation(attn)
+    weights = {"temperature": TEMPERATURE, "kl_weight": KL_WEIGHT, "clone_weight": CLONE_WEIGHT}
+    return CloneModel(teacher, 16, **weights, **options).train()
+
+
+def results(model: CloneModel) -> dict[str, Tensor]:
+    """The terms of one batch, and every factor's gradient."""
+    output = model(batch().to(model.student.device))
+    output.loss.backward()
+    model.factors.pull()
+    terms = {"loss": output.loss, "lm": output.lm, "kl": output.kl, **output.taps}
+    return terms | {f"{name}.grad": factor.grad for name, factor in model.factors.named_parameters()}
+
+
+def naive_results(model: CloneModel) -> dict[str, Tensor]:
+    """The same from whole logits, plain hooks and autograd through the products with the factors."""
+    from torch.func import functional_call
+
+    plan, ids = model.plan, batch()
+    teacher_weights = dict(model.teacher.named_parameters(remove_duplicate=False))
+    factors = {name: factor.detach().clone().requires_grad_() for name, factor in model.factors.named_parameters()}
+    weights = {}
+    for role in plan.of_kind("read", "write", "bias", "vector"):
+        factor, basis = factors[role.factor], teacher_weights[role.name]
+        if role.kind == "vector":
+            weights[role.name] = factor
+        else:
+            weights[role.name] = (basis.movedim(role.axis, -1) @ factor).movedim(-1, role.axis)
+    seen: dict[str, list[Tensor]] = {tap.name: [] for tap in plan.taps}
+    handles = [
+        side.get_submodule(tap.module).register_forward_hook(
+            lambda _module, _args, output, name=tap.name: seen[name].append(output)
+        )
+        for side in (model.teacher, model.student)
+        for tap in plan.taps
+    ]
+    teacher = model.teacher(ids, use_cache=False).logits
+    student = functional_call(model.student, weights, (ids,), {"use_cache": False}).logits
+    for handle in handles:
+        handle.remove()
+    terms = {"lm": F.cross_entropy(student[:, :-1].flatten(0, 1), ids[:, 1:].flatten())}
+    log_p, log_q = ((logits / TEMPERATURE).log_softmax(-1) for logits in (teacher, student))
+    terms["kl"] = TEMPERATURE**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    for tap in plan.taps:
+        target, output = seen[tap.name]
+        terms[tap.name] = F.mse_loss(output, target @ factors[tap.name] if tap.kind == "write" else target)
+    clone_loss = sum(terms[tap.name] for tap in plan.taps)
+    terms["loss"] = terms["lm"] + KL_WEIGHT * terms["kl"] + CLONE_WEIGHT * clone_loss
+    gradients = torch.autograd.grad(terms["loss"], list(factors.values()))
+    return terms | {f"{name}.grad": grad for name, grad in zip(factors, gradients, strict=True)}
+
+
+def compiled(**options: Any) -> CloneModel:
+    model = clone(**options)
+    model.compile_layers(backend="aot_eager")
+    return model
+
+
+def checkpointed(model: CloneModel) -> CloneModel:
+    model.activation_checkpointing_enable()
+    return model
+
+
+WAYS = {
+    "fused": clone,
+    "interleaved": lambda: clone(execution="interleaved"),
+    "checkpointed": lambda: checkpointed(clone()),
+    "compiled": compiled,
+    "compiled and interleaved": lambda: compiled(execution="interleaved"),
+    "compiled and checkpointed": lambda: checkpointed(compiled()),
+    "all three": lambda: checkpointed(compiled(execution="interleaved")),
+    "sdpa": lambda: clone(attn="sdpa"),
+}
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-9) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        error = (ours[name] - theirs[name]).norm() / theirs[name].norm().clamp(min=1e-12)
+        assert error < tolerance, f"{name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_the_naive_result(way: str) -> None:
+    # Rotary angles are float32, and each implementation of attention rounds its own way.
+    assert_close(results(WAYS[way]()), naive_results(clone()), 1e-6 if way == "sdpa" else 1e-9)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 96 * 5, 96 * 24, 2**20])
+def test_every_chunk_size_gives_the_naive_result(monkeypatch: pytest.MonkeyPatch, chunk_elements: int) -> None:
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", chunk_elements)
+    assert_close(results(clone()), naive_results(clone()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flex attention has no backward pass on the CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_flex_attention_gives_the_result_of_eager_attention() -> None:
+    models = [clone(attn=attn, dtype=torch.float32, device="cuda") for attn in ("flex_attention", "eager")]
+    assert_close(results(models[0]), results(models[1]), 1e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "mixtral"])
+def test_compiled_families(family: str) -> None:
+    # The products of experts know no float64.
+    dtype, tolerance = (torch.float32, 1e-4) if family == "mixtral" else (torch.float64, 1e-9)
+    model = clone(family, dtype=dtype)
+    model.compile_layers(backend="aot_eager")
+    assert_close(results(model), results(clone(family, dtype=dtype)), tolerance)
+
+
+def test_layers_of_equal_structure_share_their_compiled_code() -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    model = CloneModel(tiny_model("llama", num_hidden_layers=4), 16).train()
+    model.compile_layers(backend=counter, fullgraph=True)
+    for _ in range(2):
+        model(batch()).loss.backward()
+    assert counter.frame_count == 2  # one for the teacher, one for the student
+
+
+def test_compiled_layers_follow_the_factors() -> None:
+    eager, other = clone(), compiled()
+    for model in (eager, other):
+        optimizer = bind(torch.optim.AdamW(model.factors.parameters(), lr=1e-2), model.factors)
+        for _ in range(2):
+            model(batch()).loss.backward()
+            optimizer.step()
+    assert_close({"loss": other(batch()).loss}, {"loss": eager(batch()).loss})
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_eager_result() -> None:
+    models = [CloneModel(tiny_model("llama"), 16).train() for _ in range(2)]
+    models[1].compile_layers()
+    assert_close(results(models[1]), results(models[0]), 1e-4)
+
+
+class NoHostRead(TorchDispatchMode):
+    """Refuses what makes the host wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").split(".")[0]
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"):
+            raise AssertionError(f"{name} reads a tensor on the host")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("normalization", ["none", "target"])
+def test_no_host_reads_on_packed_sequences(monkeypatch: pytest.MonkeyPatch, normalization: str) -> None:
+    # transformers itself reads one boolean per forward pass here, to see whether positions start anew within a row.
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+    model = CloneModel(tiny_model("llama"), 16, clone_normalization=normalization).train()
+    optimizer = bind(torch.optim.AdamW(model.factors.parameters(), foreach=True), model.factors, max_grad_norm=1.0)
+    counts = torch.tensor([22, 24])
+    model(batch()).loss.backward()
+    optimizer.step()
+    with NoHostRead():
+        for _ in range(2):
+            model(batch(), num_items_in_batch=counts).loss.backward()
+        model.factors.pull()
+        model.factors.push()
