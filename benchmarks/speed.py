@@ -29,6 +29,19 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "config": {
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "intermediate_size": 96,
+            "vocab_size": 128,
+            "tie_word_embeddings": True,
+        },
+        "student": 32,
+    },
     "smollm2-135m": {
         "config": {
             "hidden_size": 576,

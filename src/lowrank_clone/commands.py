@@ -31,8 +31,8 @@ def train(arguments: Namespace) -> None:
         return
     result = execute(job, console)
     console.print(
-        f"Validation loss {result.before.loss:.4f} -> {result.after.loss:.4f} nats/token after {result.tokens:,} tokens "
-        f"(teacher {result.teacher.loss:.4f}). The student is in {job.folder / 'student'}."
+        f"Validation loss {result.before.loss:.4f} -> {result.after.loss:.4f} nats/token after {result.tokens:,} "
+        f"tokens (teacher {result.teacher.loss:.4f}). The student is in {job.folder / 'student'}."
     )
 
 

@@ -55,7 +55,9 @@ def continuation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pro
     training = model.training
     model.eval()
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    output: Any = model.generate(  # type: ignore[operator]
+        **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
+    )
     model.train(training)
     text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return " ".join(str(text).split())

@@ -69,8 +69,9 @@ def _card(clone: CloneModel, recipe: Recipe, facts: CardFacts) -> str:
 # Low-Rank Clone of {Path(facts.teacher).name}
 
 A student of the same architecture as its teacher `{facts.teacher}` with its residual stream narrowed from
-{plan.teacher_width} to {plan.student_width} channels: {plan.deployed_parameters:,} parameters. Its weights were generated
-from the teacher's by trained low-rank factors (Low-Rank Clone, [arXiv 2505.12781](https://arxiv.org/abs/2505.12781)).
+{plan.teacher_width} to {plan.student_width} channels: {plan.deployed_parameters:,} parameters. Its weights were
+generated from the teacher's by trained low-rank factors (Low-Rank Clone,
+[arXiv 2505.12781](https://arxiv.org/abs/2505.12781)).
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -88,9 +88,9 @@ class Core(Basis):
     """`W = [T U] Z`: `T` an orthonormal basis of the column space of the teacher's tensor, `U` of its complement.
 
     Z has the shape of W; along the inner axis its first entries are coefficients of T, which the projected weight has
-    all of, and the rest those of U, zero at that start (CORE-LRC, arXiv 2609.02006). The square basis of the inner width
-    is never formed: it is the product of the Householder reflections of a QR decomposition, as large as the teacher's
-    tensor.
+    all of, and the rest those of U, zero at that start (CORE-LRC, arXiv 2609.02006). The square basis of the inner
+    width is never formed: it is the product of the Householder reflections of a QR decomposition, as large as the
+    teacher's tensor.
     """
 
     def __init__(self, weight: Tensor, axis: int, dtype: torch.dtype) -> None:
@@ -160,8 +160,10 @@ class Factors(MutableMapping[str, Tensor]):
         return {name: factor.detach() for name, factor in self._factors.items()}
 
     def replace(self, name: str, value: Tensor, links: Iterable[Link]) -> None:
-        """Let the leaves of `links` hang on a factor `name` of this value, new or in the place of the old one, which the
-        leaves that still need it keep under another name first (`rename`)."""
+        """Let the leaves of `links` hang on a factor `name` of this value, new or in the place of the old one.
+
+        Leaves that still need the old one keep it under another name (`rename`, before).
+        """
         links = list(links)
         leaves = {id(link.leaf) for link in links}
         self.links = [link for link in self.links if id(link.leaf) not in leaves] + links

@@ -59,8 +59,8 @@ def to_markdown(families: list[Family]) -> str:
     lines = [
         "# Model families",
         "",
-        f"Written by `lrc families --markdown` with transformers {transformers.__version__}: every causal language model "
-        "type, planned from its default config at half its width. Nothing in the library knows any of them by name.",
+        f"Written by `lrc families --markdown` with transformers {transformers.__version__}: every causal language "
+        "model type, planned from its default config at half its width. Nothing here knows any of them by name.",
         "",
         f"## Supported ({len(supported)})",
         "",

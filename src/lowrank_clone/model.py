@@ -49,7 +49,7 @@ class CloneModel(nn.Module):
         student: Other fields of the student's config to override, for instance `{"rms_norm_eps": 1e-5}`.
         dtype: The student's dtype (the teacher's unless given). Factors are float32 in any case.
         temperature: T of the KL.
-        lm_weight, kl_weight, clone_weight: Weights of the three terms; a term of weight 0 is not computed, but for `lm`.
+        lm_weight, kl_weight, clone_weight: Weights of the three terms; one of weight 0 is not computed, but for `lm`.
             The published code sums its KL over positions and leaves out T^2: there, `kl_weight = L / T^2`.
         clone_normalization: `none` (the paper) sums raw MSEs. `target` divides each by the mean square of its target, a
             running mean over optimiser steps, so that no tap outweighs the others by the size of its activations.
@@ -99,9 +99,9 @@ class CloneModel(nn.Module):
         self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
         self.temperature, self.lm_weight, self.kl_weight = temperature, lm_weight, kl_weight
         self.clone_weight = clone_weight
-        if isinstance(start, str):
-            start = None if start == "scratch" else random_start(self.plan, factor_std, seed)
-        self.factors = link(teacher, self.student, self.plan, start)
+        if start == "random":
+            start = random_start(self.plan, factor_std, seed)
+        self.factors = link(teacher, self.student, self.plan, None if isinstance(start, str) else start)
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if attn_out_tap == "teacher" and tap.group == "attention"]
         self._through = {tap.name: _linear(teacher, tap) for tap in at_teacher}
@@ -144,8 +144,8 @@ class CloneModel(nn.Module):
     ) -> CloneOutput:
         """The loss of one micro-batch.
 
-        A position counts in `kl` and `clone` if it is no padding and its own label is not -100; in `lm` if the next
-        position's label is not -100 either way. So padding a batch changes nothing.
+        A position counts in `kl` and `clone` if it is no padding and its own label is not -100; in `lm` if neither it
+        nor the next one is padding and the next one's label is not -100. So padding a batch changes nothing.
 
         Args:
             input_ids, attention_mask, labels: [batch, length]; the labels are the ids themselves unless given, and -100
@@ -156,7 +156,11 @@ class CloneModel(nn.Module):
         """
         targets, valid = _counted(input_ids, attention_mask, labels)
         counts = (None, None) if num_items_in_batch is None else num_items_in_batch.unbind()
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+        }
         inputs = {key: value for key, value in inputs.items() if value is not None} | {"use_cache": False}
         compared = self._comparison(None if attention_mask is None and labels is None else valid, counts[1])
 
@@ -252,7 +256,10 @@ def _counted(ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) 
     own = ids if labels is None else labels
     if attention_mask is not None:
         own = own.masked_fill(attention_mask == 0, -100)
-    targets = torch.nn.functional.pad(own[:, 1:], (0, 1), value=-100)
+    following = own[:, 1:]
+    if attention_mask is not None:  # padding predicts nothing, not even the first token after it
+        following = following.masked_fill(attention_mask[:, :-1] == 0, -100)
+    targets = torch.nn.functional.pad(following, (0, 1), value=-100)
     return targets.flatten(), (own != -100).flatten()
 
 

@@ -1,7 +1,7 @@
 """Switching how a group of matrices hangs on the teacher: projected -> dense or core, without changing a logit.
 
-What a projected matrix can reach is a small part of what is deployed (`sizes.reachable_share`); `dense` and `core` train
-all of it from where the projected one stands (Dense-LRC and CORE-LRC, arXiv 2609.02006), at the same deployed shape.
+What a projected matrix can reach is a part of what is deployed (`sizes.reachable_share`); `dense` and `core` train all
+of it from where the projected one stands (Dense-LRC and CORE-LRC, arXiv 2609.02006), at the same deployed shape.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def check_kinds(plan: Plan, kinds: Mapping[str, str]) -> dict[str, str]:
             )
         if kind == "core" and group in ("embedding", "head"):
             raise InputError(
-                f"parameterization.{group}: got `core`, expected projected or dense; a complete basis of the vocabulary's "
-                "width would be vocabulary x vocabulary"
+                f"parameterization.{group}: got `core`, expected projected or dense; a complete basis of the "
+                "vocabulary's width would be vocabulary x vocabulary"
             )
     return {group: kinds.get(group, "projected") for group in GROUPS if group in present}
 

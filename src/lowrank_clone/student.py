@@ -68,7 +68,8 @@ def link(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, start: 
         role, wide = plan.roles[name], factor_dtype(leaf.dtype)
         if start is None or role.kind == "vector":
             factors[name] = (start or {}).get(name, leaf.detach()).to(leaf.device, wide)
-            links.append(Link(leaf.requires_grad_(), Identity(), name, name))
+            leaf.requires_grad_()
+            links.append(Link(leaf, Identity(), name, name))
         elif role.kind != "inherited":
             assert role.factor is not None and role.axis is not None
             if role.kind != "bias":

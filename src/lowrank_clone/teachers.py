@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -25,8 +26,8 @@ def load_config(teacher: TeacherConfig) -> PretrainedConfig:
     decoder_config(config)
     if not _is_gguf(teacher) and config.to_dict().get("quantization_config"):
         raise InputError(
-            f"teacher.model: `{teacher.model}` is stored quantised; expected float32, bfloat16 or float16 weights, which "
-            "are the basis of the student's; use the unquantised model or a GGUF file"
+            f"teacher.model: `{teacher.model}` is stored quantised; expected float32, bfloat16 or float16 weights, "
+            "which are the basis of the student's; use the unquantised model or a GGUF file"
         )
     return config
 
@@ -55,16 +56,17 @@ def load_teacher(teacher: TeacherConfig, dtype: torch.dtype, device: torch.devic
     )
     if info["missing_keys"]:
         raise InputError(
-            f"teacher.model: `{teacher.model}` lacks {len(info['missing_keys'])} tensors of its architecture, the first "
-            f"`{sorted(info['missing_keys'])[0]}`; expected a complete checkpoint"
+            f"teacher.model: `{teacher.model}` lacks {len(info['missing_keys'])} tensors of its architecture, the "
+            f"first `{sorted(info['missing_keys'])[0]}`; expected a complete checkpoint"
         )
     model = _text_model(model)
+    assert isinstance(model, PreTrainedModel)
     if _is_gguf(teacher):
         # The weights are plain floats by now, and what is saved of them should say so.
         model.config.quantization_config = None
         del model.config.quantization_config
-        model.hf_quantizer = None
-    return model if device is None else model.to(device)
+        vars(model)["hf_quantizer"] = None
+    return model if device is None else nn.Module.to(model, device)
 
 
 def _text_model(model: PreTrainedModel) -> PreTrainedModel:

@@ -13,6 +13,8 @@ from torch import Tensor
 from lowrank_clone.model import CloneModel
 
 EXACT = 1e-12
+# T^2 times a difference of nearly equal numbers: at T = 40 their last bits, in either implementation, weigh 1600 times.
+KL_EXACT = 1e-11
 # Each option with each other one at least once.
 CASES = [
     pytest.param("student", "none", False, id="paper"),
@@ -45,7 +47,7 @@ def assert_exact(clone: CloneModel, inputs: dict[str, Tensor], **options: Any) -
     output = clone(**inputs)
     output.loss.backward()
     for name in ("loss", "lm", "kl", "clone"):
-        assert relative_error(output[name], getattr(truth, name)) < EXACT, name
+        assert relative_error(output[name], getattr(truth, name)) < (KL_EXACT if name == "kl" else EXACT), name
     assert output.taps.keys() == truth.taps.keys()
     for name, value in truth.taps.items():
         assert relative_error(output.taps[name], value) < EXACT, name
