@@ -160,9 +160,7 @@ def test_llama_taps_are_the_linears_of_each_layer_in_order() -> None:
         ),
     ],
 )
-def test_families_differ_from_llama_where_they_should(
-    family: str, differs: dict[str, tuple[str, str] | None]
-) -> None:
+def test_families_differ_from_llama_where_they_should(family: str, differs: dict[str, tuple[str, str] | None]) -> None:
     expected = {name: role for name, role in {**LLAMA_BLOCK, **differs}.items() if role is not None}
     assert block(plan_of(family)) == expected
 
@@ -221,7 +219,7 @@ def test_the_layout_of_experts_does_not_depend_on_which_width_is_larger() -> Non
 
 
 def test_an_inner_width_equal_to_the_residual_width_is_no_problem() -> None:
-    plan = plan_of("llama", intermediate_size=24, num_attention_heads=3, num_key_value_heads=3)
+    plan = plan_of("llama", intermediate_size=24, head_dim=6, num_key_value_heads=4)
     assert block(plan) == LLAMA_BLOCK
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
+from .sibling import sibling
 
 Group = Literal["embedding", "head", "attention", "ffn", "experts", "vector", "inherited"]
 
@@ -76,9 +78,12 @@ def student_config(
         fields.pop(transient, None)
     try:
         # Through `from_dict`, so that what is planned is what a reader of the saved config.json will build.
-        return type(teacher).from_dict(fields)
+        return type(teacher).from_dict(dict(fields))
     except Exception as error:  # each family's config refuses in its own way
-        raise _cannot_build(teacher.model_type, hidden_size, error) from error
+        same = sibling(type(teacher), fields)
+        if same is None:
+            raise _cannot_build(teacher.model_type, hidden_size, error) from error
+        return same
 
 
 def on_meta(config: PretrainedConfig) -> PreTrainedModel:
@@ -123,6 +128,30 @@ def check_counterparts(
                 f"`{kind}`: buffer `{name}` has shape {list(buffers.get(name, ()))} in the teacher and "
                 f"{list(buffer.shape)} in the student; this family derives it from `hidden_size`"
             )
+
+
+def check_runs(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Run the student on the meta device: shapes can look right where an inner norm is sized by `hidden_size`.
+
+    What data decides, as the routing of experts, can't run there; so a failure that the teacher shares means nothing.
+    """
+    failure = _trial(student)
+    if failure and re.sub(r"\d+", "", failure) != re.sub(r"\d+", "", _trial(teacher)):
+        raise InputError(
+            f"`{student.config.model_type}` can't run at hidden_size={student.config.hidden_size} ({failure}); this "
+            "family sizes something of an inner width by `hidden_size`; it is not supported"
+        )
+
+
+def _trial(model: PreTrainedModel) -> str:
+    """How a forward pass without data fails, or nothing."""
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            ids = torch.zeros(1, 2, dtype=torch.long)
+            model(input_ids=ids, position_ids=ids, attention_mask=torch.zeros(1, 1, 2, 2), use_cache=False)
+    except Exception as error:  # whatever it is, it is compared
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return ""
 
 
 class Groups:

@@ -92,6 +92,18 @@ def demo(arguments: Namespace) -> None:
     run_demo(arguments.overrides, console)
 
 
+def remarks(plan: Plan) -> list[str]:
+    """What a user should know of a plan besides its sizes."""
+    ours, theirs = plan.student_config.model_type, plan.teacher_config.model_type
+    if ours == theirs:
+        return []
+    heads = plan.student_config.num_attention_heads
+    return [
+        f"The student is saved as type `{ours}`: the config of `{theirs}` refuses hidden_size={plan.student_width} with "
+        f"{heads} heads, and `{ours}` is the same model (same parameters, same logits)."
+    ]
+
+
 def print_plan(recipe: Recipe, plan: Plan) -> None:
     """Sizes by group: matrices, deployed and trained numbers, and how much of the deployed ones training can reach."""
     text = decoder_config(plan.teacher_config)
@@ -99,6 +111,8 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
         f"{text.model_type}: residual width {plan.teacher_width} -> {plan.student_width}, {len(plan.taps)} taps, "
         f"{plan.deployed_parameters:,} deployed and {plan.trained_parameters:,} trained parameters"
     )
+    for line in remarks(plan):
+        console.print(line)
     table = Table("group", "tensors", "deployed parameters", "trained parameters", "reachable share")
     for row in size_rows(plan):
         share = "" if row.reachable is None else f"{row.reachable:.1%}"

@@ -38,12 +38,15 @@ class Head:
             weight = weight.float()
         return replace(self, weight=weight)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, d] -> [n, V] in float32 (float64 for float64 input); the product itself is never rounded to 16 bits."""
+    def logits(self, hidden: Tensor, buffer: Tensor) -> Tensor:
+        """[n, d] -> [n, V] in float32 (float64 for float64 input); the product itself is never rounded to 16 bits.
+
+        `buffer` [n, V] takes them where the product can be told where to go.
+        """
         if self.weight.element_size() == 2:
             logits = torch.mm(hidden.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32)
         else:
-            logits = hidden.to(self.weight.dtype) @ self.weight.T
+            logits = torch.mm(hidden.to(self.weight.dtype), self.weight.T, out=buffer)
         if self.bias is not None:
             logits += self.bias
         if self.scale != 1.0:
@@ -84,16 +87,18 @@ class FusedLMKL(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
         sums = torch.zeros(2, dtype=wide, device=hidden.device)
-        chunk = max(1, chunk_elements // len(weight))
+        chunk = _even_chunk(len(hidden), max(1, chunk_elements // len(weight)))
+        buffers = torch.empty(4, chunk, len(weight), dtype=wide, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             student_head, rows = head.widened(), weight.detach().to(hidden.dtype)
             pair = None if teacher is None else (teacher[0], teacher[1].widened())
             for start in range(0, len(hidden), chunk):
                 part = slice(start, start + chunk)
-                aim = None if pair is None else pair[1].logits(pair[0][part])
-                logits = student_head.logits(hidden[part])
+                for_student, for_teacher, *spare = buffers[:, : len(hidden[part])]
+                aim = None if pair is None else pair[1].logits(pair[0][part], for_teacher)
+                logits = student_head.logits(hidden[part], for_student)
                 terms, grad = _chunk(
-                    head, logits, aim, targets[part], valid[part], weights, any(ctx.needs_input_grad[:3])
+                    head, logits, aim, spare, targets[part], valid[part], weights, any(ctx.needs_input_grad[:3])
                 )
                 sums += terms
                 if grad is None:
@@ -125,6 +130,7 @@ def _chunk(
     head: Head,
     student: Tensor,
     teacher: Tensor | None,
+    spare: list[Tensor],
     targets: Tensor,
     valid: Tensor,
     weights: TokenWeights,
@@ -132,14 +138,16 @@ def _chunk(
 ) -> tuple[Tensor, Tensor | None]:
     """Sums of LM and of T^2 KL over one chunk, [2], and the weighted gradient in `h W^T + b`, [chunk, V].
 
-    `student` and `teacher` are [chunk, V] logits and are overwritten.
+    `student` and `teacher` are [chunk, V] logits and are overwritten, and so are two `spare` ones, which the gradient is
+    one of.
     """
     temperature = weights.temperature
     counted = targets != -100
     labels = targets.clamp(min=0).unsqueeze(-1)
     uncapped = student / head.softcap if head.softcap is not None and need_grad else None
-    p = torch.softmax(student, -1)
-    log_z = _log_normaliser(student, p)
+    p = torch.softmax(student, -1, out=spare[0])
+    top = student.argmax(-1, keepdim=True)
+    log_z = _log_normaliser(student, p, top)
     lm = torch.where(counted, (log_z - student.gather(-1, labels)).squeeze(-1), 0.0).sum()
     lm_row = (weights.lm * counted).unsqueeze(-1).to(p.dtype)
     if teacher is None:
@@ -152,12 +160,12 @@ def _chunk(
         if not same:
             student /= temperature
             teacher /= temperature
-        p_teacher = torch.softmax(teacher, -1)
-        log_z_teacher = _log_normaliser(teacher, p_teacher)
+        p_teacher = torch.softmax(teacher, -1, out=spare[1])
+        log_z_teacher = _log_normaliser(teacher, p_teacher, teacher.argmax(-1, keepdim=True))
         expected_gap = torch.linalg.vecdot(p_teacher, teacher.sub_(student))
         if not same:
             p_student = torch.softmax(student, -1, out=teacher)
-            log_z = _log_normaliser(student, p_student)
+            log_z = _log_normaliser(student, p_student, top)
             grad.addcmul_(p_student, kl_row)
         grad.addcmul_(p_teacher, kl_row, value=-1)
         row = expected_gap + (log_z - log_z_teacher).squeeze(-1)
@@ -171,14 +179,19 @@ def _chunk(
     return terms, grad.mul_(head.scale) if head.scale != 1.0 else grad
 
 
-def _log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """log sum exp of each row, [n, 1], from its softmax: at the largest entry `log z = logit - log p`.
+def _even_chunk(tokens: int, most: int) -> int:
+    """Size of chunks of no more than `most` tokens, the last of which is not left with a few."""
+    chunks = -(-tokens // most)
+    return -(-tokens // max(1, chunks))
+
+
+def _log_normaliser(logits: Tensor, probabilities: Tensor, top: Tensor) -> Tensor:
+    """log sum exp of each row, [n, 1], from its softmax: at its largest entry, `top` [n, 1], `log z = logit - log p`.
 
     One number a row, so in float64 where the device has it: the KL subtracts two of them that are nearly equal.
     """
-    top, index = logits.max(-1, keepdim=True)
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    return top.to(exact) - probabilities.gather(-1, index).to(exact).log()
+    return logits.gather(-1, top).to(exact) - probabilities.gather(-1, top).to(exact).log()
 
 
 def _add_product_(accumulator: Tensor, left: Tensor, right: Tensor) -> None:

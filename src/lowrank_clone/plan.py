@@ -24,7 +24,16 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architecture import Group, Groups, check_counterparts, decoder_config, input_axis, on_meta, student_config
+from .architecture import (
+    Group,
+    Groups,
+    check_counterparts,
+    check_runs,
+    decoder_config,
+    input_axis,
+    on_meta,
+    student_config,
+)
 from .errors import InputError
 
 Kind = Literal["read", "write", "bias", "vector", "inherited"]
@@ -125,7 +134,10 @@ def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[st
     for explicit in (True, False):
         try:
             config = student_config(teacher, hidden_size, overrides, explicit_head_dim=explicit)
-            return Plan(teacher, config, *_classify(reference, on_meta(config), teacher.hidden_size, hidden_size))
+            student = on_meta(config)
+            plan = Plan(teacher, config, *_classify(reference, student, teacher.hidden_size, hidden_size))
+            check_runs(reference, student)
+            return plan
         except InputError as refusal:
             refusals.append(refusal)
     raise refusals[-1]
