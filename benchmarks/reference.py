@@ -71,7 +71,8 @@ class PublishedScheme(nn.Module):
         with torch.device("meta"):
             student = AutoModelForCausalLM.from_config(config, attn_implementation=teacher.config._attn_implementation)
         width = teacher.config.hidden_size
-        new_factor = lambda: nn.Parameter(torch.randn(width, hidden_size) * 0.02)  # noqa: E731
+        kind = {"device": teacher.device, "dtype": teacher.dtype}
+        new_factor = lambda: nn.Parameter(torch.randn(width, hidden_size, **kind) * 0.02)  # noqa: E731
         for block, original in zip(student.model.layers, teacher.model.layers, strict=True):
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
                 weight = getattr(original.self_attn, name).weight
@@ -86,7 +87,7 @@ class PublishedScheme(nn.Module):
         for module in student.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None and parameter.is_meta:
-                    setattr(module, name, nn.Parameter(torch.ones(parameter.shape)))
+                    setattr(module, name, nn.Parameter(torch.ones(parameter.shape, **kind)))
         student.model.rotary_emb = teacher.model.rotary_emb
         self.student = student.train()
         self._kept: dict[str, dict[str, Tensor]] = {"teacher": {}, "student": {}}

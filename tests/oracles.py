@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from lowrank_clone.losses import Head
 from lowrank_clone.model import CloneModel
 from lowrank_clone.plan import TapSpec
 
@@ -130,6 +131,13 @@ def run(
         for handle in handles:
             handle.remove()
     return seen, logits
+
+
+def logits_of(hidden: Tensor, head: Head) -> Tensor:
+    """What a head makes of hidden states, by its description."""
+    logits = hidden @ head.weight.T
+    logits = (logits if head.bias is None else logits + head.bias) * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 def pulled_gradients(clone: CloneModel) -> dict[str, Tensor]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from tiny import batch, tiny_config, tiny_model
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_clone.cost import ACCELERATORS, Cost, estimate
 from lowrank_clone.errors import InputError
 from lowrank_clone.model import CloneModel
+from lowrank_clone.optim import bind
 from lowrank_clone.plan import make_plan
 
 ROWS, LENGTH, WIDTH = 2, 12, 16
@@ -116,6 +119,43 @@ def test_activations_are_those_that_autograd_keeps(family: str) -> None:
     measured = sum(size for size, _ in kept.values())
     memory = estimate(clone.plan, micro_batch=4, sequence_length=48, dtype=torch.float32).memory
     assert memory["activations"] == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "olmo2"])
+def test_peak_memory_is_what_the_allocator_counts(family: str, checkpointing: bool, accumulation: int) -> None:
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "head_dim": 16,
+    }
+    teacher = tiny_model(family, vocab_size=1000, **sizes)
+    teacher.set_attn_implementation("sdpa")
+    clone = CloneModel(teacher, 64).train()
+    if checkpointing:
+        clone.activation_checkpointing_enable()
+    optimizer = bind(torch.optim.AdamW(clone.factors.parameters()), clone.factors)
+    ids = torch.randint(3, 1000, (4, 128))
+
+    def step() -> None:
+        for _ in range(accumulation):
+            clone(ids).loss.backward()
+        optimizer.step()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    measured = max(
+        itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    )
+    options = {"checkpointing": checkpointing, "accumulation": accumulation, "dtype": torch.float32, "device": "cpu"}
+    cost = estimate(clone.plan, micro_batch=4, sequence_length=128, **options)
+    predicted = cost.peak_bytes - cost.weight_bytes - cost.memory["optimiser"]
+    assert predicted == pytest.approx(measured, rel=0.15)
 
 
 def test_dense_and_core_train_what_is_deployed() -> None:

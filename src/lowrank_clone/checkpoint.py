@@ -26,7 +26,9 @@ def save_clone(clone: CloneModel, folder: Path) -> None:
     if clone.target_squares is not None:
         tensors |= {f"target_squares:{name}": value for name, value in clone.target_squares.state_dict().items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / FACTORS_FILE)
-    (folder / PLAN_FILE).write_text(json.dumps({**clone.plan.fingerprint(), "teacher": _digest(clone)}))
+    (folder / PLAN_FILE).write_text(
+        json.dumps({**clone.plan.fingerprint(), "teacher": _digest(clone), "kinds": clone.kinds})
+    )
 
 
 def load_clone(clone: CloneModel, folder: Path) -> None:
@@ -38,6 +40,7 @@ def load_clone(clone: CloneModel, folder: Path) -> None:
     check_plan(clone.plan, folder)
     if _read_plan(folder)["teacher"] != _digest(clone):
         raise InputError(f"{folder}: its teacher has the same shapes but other weights; resume with the same teacher")
+    clone.reparameterize(_read_plan(folder)["kinds"])
     tensors = load_file(folder / FACTORS_FILE)
     of_kind: dict[str, dict[str, Tensor]] = {"factor": {}, "target_squares": {}}
     for key, value in tensors.items():

@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", help="the run's folder")
     export.add_argument("output", help="folder to write the student to")
 
+    inspect = commands.add_parser("inspect", help="measure what a run's student kept of its teacher, with figures")
+    inspect.add_argument("run", help="the run's folder; figures and report.html go to its inspect/")
+    inspect.add_argument("--tokens", type=int, default=4096, help="validation tokens to measure on (default 4096)")
+    inspect.add_argument("--start", action="store_true", help="measure the student before training, too")
+    inspect.add_argument("--no-html", action="store_true", help="write no report.html")
+
     demo = commands.add_parser("demo", help="distil SmolLM2-135M-Instruct on the standard library's documentation")
     demo.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a field of the demo's recipe")
     return parser

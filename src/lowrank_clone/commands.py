@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from .architecture import decoder_config
-from .checkpoint import load_clone
+from .checkpoint import last_checkpoint, load_clone
 from .config import Recipe, load_recipe
 from .errors import InputError
 from .plan import Plan, make_plan
-from .sizes import size_rows
+from .sizes import remarks, size_rows
+
+if TYPE_CHECKING:
+    from .report import Sheet
 
 # Tables and reports go to standard output, so that they can be piped.
 console = Console(highlight=False, soft_wrap=True)
@@ -64,7 +71,7 @@ def export(arguments: Namespace) -> None:
     """`lrc export RUN OUTPUT`"""
     from .export import CardFacts, export_student, teacher_license
     from .report import read_metrics
-    from .run import check, make_clone
+    from .run import check, make_clone, prepare_data
 
     run, output = Path(arguments.run), Path(arguments.output)
     if not (run / "recipe.yaml").is_file():
@@ -74,7 +81,7 @@ def export(arguments: Namespace) -> None:
     recipe = load_recipe(str(run / "recipe.yaml"), [f"training.output_dir={run}"])
     job = check(recipe, resume=True)
     assert job.checkpoint is not None
-    clone = make_clone(job)
+    clone = make_clone(job, prepare_data(job))
     load_clone(clone, job.checkpoint)
     step = int(job.checkpoint.name.rsplit("-", 1)[1])
     metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
@@ -85,23 +92,51 @@ def export(arguments: Namespace) -> None:
     console.print(f"The student of step {step} is in {output}.")
 
 
+def inspect(arguments: Namespace) -> None:
+    """`lrc inspect RUN [--tokens N] [--start] [--no-html]`"""
+    from .diagnostics import inspect_pair, relative_errors
+    from .report import RunFacts, draw_inspection, read_metrics, sheets, write_page
+    from .run import check, make_clone, prepare_data
+
+    run = Path(arguments.run)
+    if arguments.tokens < 1:
+        raise InputError(f"--tokens: got {arguments.tokens}, expected a positive number of validation tokens")
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"`{run}` holds no recipe.yaml; expected the folder of a run")
+    if last_checkpoint(run) is None:
+        raise InputError(f"`{run}` holds no complete checkpoint; let the run go on until it has saved one")
+    recipe = load_recipe(str(run / "recipe.yaml"), [f"training.output_dir={run}"])
+    job = check(recipe, resume=True)
+    assert job.checkpoint is not None
+    prepared = prepare_data(job)
+    blocks = prepared.validation
+    blocks = blocks.select(range(min(len(blocks), -(-arguments.tokens // recipe.data.sequence_length))))
+    with console.status("Loading the models") as status:
+        clone = make_clone(replace(job, checkpoint=None) if arguments.start else job, prepared)
+        pair = (clone.teacher, clone.student, clone.plan, clone.factors, blocks)
+        start = relative_errors(*pair) if arguments.start else ()
+        load_clone(clone, job.checkpoint)
+        inspection = inspect_pair(*pair, progress=lambda step: status.update(f"Measuring: {step}"))
+        inspection = replace(inspection, start_errors=start)
+    for sheet in sheets(inspection):
+        print_sheet(sheet)
+    step, metrics_file = int(job.checkpoint.name.rsplit("-", 1)[1]), run / "metrics.jsonl"
+    metrics = read_metrics(metrics_file) if metrics_file.is_file() else []
+    metrics = [line for line in metrics if line["step"] <= step]
+    figures = draw_inspection(inspection, metrics, run / "inspect")
+    if not arguments.no_html:
+        tokens = max((line.get("tokens", 0) for line in metrics), default=0)
+        today = date.today().isoformat()
+        facts = RunFacts(str(run), recipe.teacher.model, job.checkpoint.name, tokens, today, version("lowrank-clone"))
+        write_page(inspection, facts, figures, run / "inspect" / "report.html")
+    console.print(f"Figures{'' if arguments.no_html else ' and report.html'} are in {run / 'inspect'}.")
+
+
 def demo(arguments: Namespace) -> None:
     """`lrc demo [section.key=value ...]`"""
     from .demo import run_demo
 
     run_demo(arguments.overrides, console)
-
-
-def remarks(plan: Plan) -> list[str]:
-    """What a user should know of a plan besides its sizes."""
-    ours, theirs = plan.student_config.model_type, plan.teacher_config.model_type
-    if ours == theirs:
-        return []
-    heads = plan.student_config.num_attention_heads
-    return [
-        f"The student is saved as type `{ours}`: the config of `{theirs}` refuses hidden_size={plan.student_width} with "
-        f"{heads} heads, and `{ours}` is the same model (same parameters, same logits)."
-    ]
 
 
 def print_plan(recipe: Recipe, plan: Plan) -> None:
@@ -120,4 +155,14 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
     console.print(table)
 
 
-COMMANDS = {"train": train, "plan": plan, "families": families, "export": export, "demo": demo}
+def print_sheet(sheet: Sheet) -> None:
+    """A table with its unit and source under it."""
+    table = Table(title=sheet.title, caption=sheet.note, caption_justify="left", title_justify="left")
+    for i, column in enumerate(sheet.columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in sheet.rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+COMMANDS = {"train": train, "plan": plan, "families": families, "export": export, "inspect": inspect, "demo": demo}

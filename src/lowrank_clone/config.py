@@ -34,6 +34,9 @@ from .errors import InputError
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+ParameterizationKind = Literal["projected", "dense", "core"]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -63,13 +66,53 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Ramp:
+    """A value that changes linearly over the optimiser steps of a run."""
+
+    start: NonNegativeFloat
+    """Value at the first step."""
+    end: NonNegativeFloat
+    """Value at the last step."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Switch:
+    """A parameterisation that begins later; until then the group is projected."""
+
+    kind: ParameterizationKind
+    """Kind from `from_step` on."""
+    from_step: int = Field(default=0, ge=0)
+    """Optimiser step before which the switch happens."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TapsConfig:
+    """A choice among the plan's taps."""
+
+    off: list[str] = Field(default_factory=list)
+    """Taps to leave out: q, k, v, gate, up, attn_out, ffn_out, or the name of a module such as qkv_proj."""
+    layers: list[int] | None = Field(default=None, min_length=2, max_length=2)
+    """First and last layer whose taps are compared, counted from 0; null is all."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CalibrationConfig:
+    """How a start looks at the teacher."""
+
+    tokens: int = Field(default=16_384, gt=0)
+    """Tokens of training text that the start reads; `channels` reads 15 sequences of them at most."""
+    basis: Literal["reads", "channels", "pca"] = "reads"
+    """Basis of the student's residual stream under init: calibrated."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class MethodConfig:
     """The objective L = lm_weight · LM + kl_weight · T² · KL + clone_weight · Σ MSE, and where training starts."""
 
-    temperature: float = Field(default=40.0, gt=0)
-    """Temperature T at which the KL compares teacher and student."""
-    kl_weight: float = Field(default=1.0, ge=0)
-    """Weight of T² times the KL, which is a mean over tokens."""
+    temperature: PositiveFloat | Ramp = 40.0
+    """Temperature T at which the KL compares teacher and student: a number, or {start, end} for a linear change."""
+    kl_weight: NonNegativeFloat | Ramp = 1.0
+    """Weight of T² times the KL, which is a mean over tokens: a number, or {start, end} for a linear change."""
     lm_weight: float = Field(default=1.0, ge=0)
     """Weight of the next-token loss on the data."""
     clone_weight: float = Field(default=0.2, ge=0)
@@ -78,16 +121,29 @@ class MethodConfig:
     """none is the plain MSE of the paper; target divides each tap's MSE by the mean square of its target."""
     attn_out_tap: Literal["student", "teacher"] = "student"
     """Width at which attention outputs are compared: student is the paper, teacher the published code."""
-    taps: Literal["all"] = "all"
-    """Activations that are compared."""
-    init: Literal["random"] = "random"
-    """Start of the factors."""
+    taps: TapsConfig = Field(default_factory=TapsConfig)
+    """Which activations are compared; all unless said otherwise."""
+    init: Literal["random", "channels", "calibrated"] = "random"
+    """Start of the factors: random is LRC, channels is RED, calibrated is this library's closed-form start."""
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
+    """Text and basis of the starts `channels` and `calibrated`."""
     factor_std: float = Field(default=0.02, gt=0)
     """Standard deviation of the factors' random start."""
-    parameterization: Literal["projected"] = "projected"
-    """How the trained matrices hang on the teacher's: projected is W = B · Z with the teacher's weight as B."""
-    baseline: None = None
-    """Reference method that is trained in place of the clone; null trains the clone."""
+    start_from: str | None = None
+    """Folder of an earlier run or checkpoint of the same plan whose factors are the start, in place of `init`."""
+    parameterization: Literal["projected"] | dict[str, ParameterizationKind | Switch] = "projected"
+    """projected is W = B · Z with the teacher's weight as B. Or a kind for each group (attention, ffn, experts,
+    embedding, head): projected, dense (W itself) or core (W in a complete orthonormal basis); {kind, from_step} switches
+    later."""
+    head_factor: Literal["own", "embedding"] = "own"
+    """Whether an untied LM head has a factor of its own or shares the embedding's."""
+    baseline: Literal["scratch", "logit_kd", "channels_dense"] | None = None
+    """Reference method in place of the clone: the same-shaped student from scratch with the next-token loss (scratch)
+    and with the KL too (logit_kd), or channel-selected weights trained densely with both (channels_dense)."""
+    execution: Literal["sequential", "interleaved"] = "sequential"
+    """Teacher and student one after the other, or layer by layer in turn, which keeps one layer's targets only."""
+    compile: bool = False
+    """Compile each layer of both models with torch.compile."""
 
 
 def _whole(value: object) -> object:

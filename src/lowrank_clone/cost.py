@@ -1,9 +1,9 @@
 """What a run will cost, before anything runs: FLOPs, memory, hours and energy, from the plan alone.
 
-FLOPs are those of the matrix products, two per multiply-add, as `torch.utils.flop_counter` counts them: exact where every
-layer attends to the whole sequence by explicit products (`attn_implementation="eager"`), and an upper bound with kernels
-that skip masked blocks. Memory is the sum of the tensors that are alive at the fullest moment; allocators and libraries
-come on top.
+FLOPs are those of the matrix products, two per multiply-add, as `torch.utils.flop_counter` counts them: exact where
+every layer attends to the whole sequence by explicit products (`attn_implementation="eager"`); kernels that skip masked
+blocks do fewer. Memory is the sum of the tensors that are alive at the fullest moment; allocators and libraries come on
+top.
 
 Axes: n = micro_batch * sequence_length tokens, G micro-batches a step, V vocabulary, d_T and d_S the residual widths.
 """
@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from .errors import InputError
-from .fused import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ACCELERATOR
+from .fused import block_elements, chunk_elements_of
 from .plan import Plan, Role, TapSpec
 
 
@@ -61,8 +61,7 @@ class Run:
 class Cost:
     """FLOPs per token and bytes, each by part.
 
-    `memory` lists everything; what is alive at once is `peak_bytes`, since gradients are not all there while activations
-    are.
+    `memory` lists everything, `peak_bytes` is what is alive at once: gradients are not all there while activations are.
     """
 
     flops: Mapping[str, float]
@@ -134,8 +133,8 @@ def estimate(
     tokens = micro_batch * sequence_length
     sizes = _Sizes(plan, parameterization or {}, attn_out_tap, list(plan.taps if taps is None else taps))
     if chunk_elements is None:
-        chunk_elements = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS_ACCELERATOR)
-    memory, peak = _memory(sizes, tokens, accumulation, dtype, checkpointing, optimizer_states, chunk_elements)
+        chunk_elements = chunk_elements_of(device)
+    memory, peak = _memory(sizes, tokens, accumulation, dtype, checkpointing, optimizer_states, chunk_elements, device)
     flops = _flops(sizes, sequence_length, tokens * accumulation, checkpointing)
     return Cost(flops, memory, peak, tokens * accumulation, dtype)
 
@@ -186,7 +185,7 @@ class _Sizes:
         return role.name in self._attention_outputs
 
     def share(self, role: Role) -> float:
-        """Share of the role's numbers that one token meets: of raw expert tensors, that of the experts it is sent to."""
+        """Share of the role's numbers that a token meets: of raw expert tensors, that of the experts it is sent to."""
         return self._chosen / role.student_shape[0] if len(role.student_shape) == 3 else 1.0
 
     def active(self, role: Role, shape: tuple[int, ...]) -> float:
@@ -199,8 +198,8 @@ class _Sizes:
         return tap.kind == "write" and tap.group == "attention" and self.attn_out_tap == "teacher"
 
     def tap_flops(self) -> float:
-        """A write's target is projected by its Z, forward and for Z's gradient; at teacher width, the student's input is
-        taken through the teacher's matrix."""
+        """A write's target is projected by its Z, forward and for Z's gradient; at teacher width, the student's input
+        goes through the teacher's matrix, forward and backward."""
         d_t, d_s = self.plan.teacher_width, self.plan.student_width
         return sum(
             4.0 * d_t * (tap.inner if self.at_teacher_width(tap) else d_s) for tap in self.taps if tap.kind == "write"
@@ -249,6 +248,7 @@ def _memory(
     checkpointing: bool,
     optimizer_states: int,
     chunk_elements: int,
+    device: str,
 ) -> tuple[dict[str, float], float]:
     plan, width = sizes.plan, dtype.itemsize
     d_t, d_s = plan.teacher_width, plan.student_width
@@ -263,8 +263,9 @@ def _memory(
     if checkpointing:
         activations = edge + layer + tokens * d_s * width * sizes.layers
     head = sizes.vocabulary * d_s
-    rows = min(tokens, max(1, chunk_elements // sizes.vocabulary))
-    chunks = rows * sizes.vocabulary * (4 * wide + (width if width < wide else 0))
+    chunk = min(tokens * sizes.vocabulary, chunk_elements)
+    # Logits of both models and a block of each, and the gradient in the models' dtype where that is another.
+    chunks = chunk * (2 * wide + (width if width < wide else 0)) + 2 * wide * min(chunk, block_elements(device))
     memory = {
         "teacher weights": float(width * sum(math.prod(r.teacher_shape) for r in plan.roles.values())),
         "student weights": float(width * (plan.deployed_parameters + leaves)),

@@ -13,10 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of one [chunk, V] float32 tensor, of which four are alive at once. A CPU wants them in reach of its caches; on
-# an accelerator each chunk also reads and writes the head's whole gradient, which few large chunks pay for best.
+# Elements of one [chunk, V] float32 tensor, of which two are alive at once. Each chunk reads and writes the head's
+# whole gradient, which few large chunks pay for best.
 CHUNK_ELEMENTS = {"cpu": 2**23}
 CHUNK_ELEMENTS_ACCELERATOR = 2**27
+# A chunk's elementwise part goes over blocks of its rows, of which a CPU wants two in its caches.
+BLOCK_ELEMENTS = {"cpu": 2**20}
+BLOCK_ELEMENTS_ACCELERATOR = 2**25
+
+
+def chunk_elements_of(device: str) -> int:
+    """Elements of a chunk on devices of this type, unless given."""
+    return CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS_ACCELERATOR)
+
+
+def block_elements(device: str) -> int:
+    """Elements of a block on devices of this type."""
+    return BLOCK_ELEMENTS.get(device, BLOCK_ELEMENTS_ACCELERATOR)
 
 
 @dataclass(frozen=True)
@@ -38,15 +51,21 @@ class Head:
             weight = weight.float()
         return replace(self, weight=weight)
 
-    def logits(self, hidden: Tensor, buffer: Tensor) -> Tensor:
+    def buffer(self, rows: int, like: Tensor) -> Tensor | None:
+        """[rows, V] of the dtype and device of `like` for `logits`, or None where a product makes its own."""
+        return None if self.weight.element_size() == 2 else like.new_empty(rows, len(self.weight))
+
+    def logits(self, hidden: Tensor, buffer: Tensor | None) -> Tensor:
         """[n, d] -> [n, V] in float32 (float64 for float64 input); the product itself is never rounded to 16 bits.
 
-        `buffer` [n, V] takes them where the product can be told where to go.
+        `buffer` has n rows or more.
         """
-        if self.weight.element_size() == 2:
+        if buffer is None:
             logits = torch.mm(hidden.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32)
+        elif self.weight.dtype == buffer.dtype:
+            logits = torch.mm(hidden.to(self.weight.dtype), self.weight.T, out=buffer[: len(hidden)])
         else:
-            logits = torch.mm(hidden.to(self.weight.dtype), self.weight.T, out=buffer)
+            logits = buffer[: len(hidden)].copy_(hidden.to(self.weight.dtype) @ self.weight.T)
         if self.bias is not None:
             logits += self.bias
         if self.scale != 1.0:
@@ -88,26 +107,32 @@ class FusedLMKL(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
         sums = torch.zeros(2, dtype=wide, device=hidden.device)
         chunk = _even_chunk(len(hidden), max(1, chunk_elements // len(weight)))
-        buffers = torch.empty(4, chunk, len(weight), dtype=wide, device=hidden.device)
+        block = _even_chunk(chunk, max(1, block_elements(hidden.device.type) // len(weight)))
+        spare = sums.new_empty(1 if teacher is None else 2, block, len(weight))
+        need_grad = need_hidden or need_weight or need_bias
         with torch.autocast(hidden.device.type, enabled=False):
-            student_head, rows = head.widened(), weight.detach().to(hidden.dtype)
-            pair = None if teacher is None else (teacher[0], teacher[1].widened())
+            student_head, head_rows = head.widened(), weight.detach().to(hidden.dtype)
+            buffer = student_head.buffer(chunk, sums)
+            if teacher is not None:
+                teacher_hidden, teacher_head = teacher[0], teacher[1].widened()
+                teacher_buffer = teacher_head.buffer(chunk, sums)
             for start in range(0, len(hidden), chunk):
                 part = slice(start, start + chunk)
-                for_student, for_teacher, *spare = buffers[:, : len(hidden[part])]
-                aim = None if pair is None else pair[1].logits(pair[0][part], for_teacher)
-                logits = student_head.logits(hidden[part], for_student)
-                terms, grad = _chunk(
-                    head, logits, aim, spare, targets[part], valid[part], weights, any(ctx.needs_input_grad[:3])
-                )
-                sums += terms
-                if grad is None:
+                logits = student_head.logits(hidden[part], buffer)
+                aims = None if teacher is None else teacher_head.logits(teacher_hidden[part], teacher_buffer)
+                for first in range(0, len(logits), block):
+                    rows = slice(first, first + block)
+                    aim = None if aims is None else aims[rows]
+                    sums += _block(
+                        head, logits[rows], aim, spare, targets[part][rows], valid[part][rows], weights, need_grad
+                    )
+                if not need_grad:
                     continue
                 if d_bias is not None:
-                    d_bias += grad.sum(0)
-                grad = grad.to(hidden.dtype)
+                    d_bias += logits.sum(0)
+                grad = logits.to(hidden.dtype)
                 if d_hidden is not None:
-                    torch.mm(grad, rows, out=d_hidden[part])
+                    torch.mm(grad, head_rows, out=d_hidden[part])
                 if d_weight is not None:
                     _add_product_(d_weight, grad.T, hidden[part])
         narrow = zip((d_hidden, d_weight, d_bias), (hidden, weight, bias), strict=True)
@@ -126,28 +151,27 @@ class FusedLMKL(torch.autograd.Function):
         return (*(None if grad is None else grad.mul_(total) for grad in grads), *(None,) * 6)
 
 
-def _chunk(
+def _block(
     head: Head,
     student: Tensor,
     teacher: Tensor | None,
-    spare: list[Tensor],
+    spare: Tensor,
     targets: Tensor,
     valid: Tensor,
     weights: TokenWeights,
     need_grad: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Sums of LM and of T^2 KL over one chunk, [2], and the weighted gradient in `h W^T + b`, [chunk, V].
+) -> Tensor:
+    """Sums of LM and of T^2 KL over a block of rows, [2].
 
-    `student` and `teacher` are [chunk, V] logits and are overwritten, and so are two `spare` ones, which the gradient is
-    one of.
+    `student` and `teacher` are [block, V] logits and are overwritten, the student's, if needed, with the weighted
+    gradient in `h W^T + b`. `spare`, as many [.., V] again, is scratch.
     """
     temperature = weights.temperature
     counted = targets != -100
     labels = targets.clamp(min=0).unsqueeze(-1)
     uncapped = student / head.softcap if head.softcap is not None and need_grad else None
-    p = torch.softmax(student, -1, out=spare[0])
-    top = student.argmax(-1, keepdim=True)
-    log_z = _log_normaliser(student, p, top)
+    p = torch.softmax(student, -1, out=spare[0, : len(student)])
+    log_z = _log_normaliser(student, p)
     lm = torch.where(counted, (log_z - student.gather(-1, labels)).squeeze(-1), 0.0).sum()
     lm_row = (weights.lm * counted).unsqueeze(-1).to(p.dtype)
     if teacher is None:
@@ -158,40 +182,39 @@ def _chunk(
         same = temperature == 1.0
         grad = p.mul_(lm_row + kl_row) if same else p.mul_(lm_row)
         if not same:
-            student /= temperature
-            teacher /= temperature
-        p_teacher = torch.softmax(teacher, -1, out=spare[1])
-        log_z_teacher = _log_normaliser(teacher, p_teacher, teacher.argmax(-1, keepdim=True))
+            student *= 1 / temperature
+            teacher *= 1 / temperature
+        p_teacher = torch.softmax(teacher, -1, out=spare[1, : len(teacher)])
+        log_z_teacher = _log_normaliser(teacher, p_teacher)
         expected_gap = torch.linalg.vecdot(p_teacher, teacher.sub_(student))
         if not same:
             p_student = torch.softmax(student, -1, out=teacher)
-            log_z = _log_normaliser(student, p_student, top)
+            log_z = _log_normaliser(student, p_student)
             grad.addcmul_(p_student, kl_row)
         grad.addcmul_(p_teacher, kl_row, value=-1)
         row = expected_gap + (log_z - log_z_teacher).squeeze(-1)
         kl = torch.where(valid, row, 0.0).sum() * temperature**2
-    terms = torch.stack([lm, kl]).to(p.dtype)
-    if not need_grad:
-        return terms, None
-    grad.scatter_add_(-1, labels, -lm_row)
-    if uncapped is not None:
-        grad.mul_(uncapped.square_().neg_().add_(1))
-    return terms, grad.mul_(head.scale) if head.scale != 1.0 else grad
+    if need_grad:
+        grad.scatter_add_(-1, labels, -lm_row)
+        if uncapped is not None:
+            grad.mul_(uncapped.square_().neg_().add_(1))
+        torch.mul(grad, head.scale, out=student)
+    return torch.stack([lm, kl]).to(p.dtype)
 
 
 def _even_chunk(tokens: int, most: int) -> int:
     """Size of chunks of no more than `most` tokens, the last of which is not left with a few."""
-    chunks = -(-tokens // most)
-    return -(-tokens // max(1, chunks))
+    chunks = max(1, -(-tokens // most))
+    return max(1, -(-tokens // chunks))
 
 
-def _log_normaliser(logits: Tensor, probabilities: Tensor, top: Tensor) -> Tensor:
-    """log sum exp of each row, [n, 1], from its softmax: at its largest entry, `top` [n, 1], `log z = logit - log p`.
+def _log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """log sum exp of each row, [n, 1], from its softmax: where both are largest, `log z = logit - log p`.
 
     One number a row, so in float64 where the device has it: the KL subtracts two of them that are nearly equal.
     """
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    return logits.gather(-1, top).to(exact) - probabilities.gather(-1, top).to(exact).log()
+    return logits.amax(-1, keepdim=True).to(exact) - probabilities.amax(-1, keepdim=True).to(exact).log()
 
 
 def _add_product_(accumulator: Tensor, left: Tensor, right: Tensor) -> None:

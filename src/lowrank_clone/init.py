@@ -1,10 +1,23 @@
-"""Starts: pure functions from (teacher, plan) to factors, by the student's parameter name."""
+"""Starts: pure functions from the teacher, the plan and some text to factors and norms, by the student's names.
+
+random        LRC, arXiv 2505.12781: normal factors; norms as their family starts them
+channels      RED, arXiv 2605.29327: one set of channels for all factors, chosen by the teacher's activations
+calibrated    ours: regressions that follow the teacher's residual stream through the student, block by block
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import get_args
+
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
+from .calibration import calibrate
+from .encoder import Basis
+from .errors import InputError
 from .plan import Plan
 
 
@@ -18,3 +31,54 @@ def random_start(plan: Plan, std: float = 0.02, seed: int = 0) -> dict[str, Tens
     return {
         role.name: torch.empty(shape).normal_(std=std, generator=generator) for role in plan.of_kind("read", "write")
     }
+
+
+def calibrated_start(
+    teacher: PreTrainedModel,
+    plan: Plan,
+    batches: Sequence[Tensor],
+    *,
+    basis: Basis = "reads",
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """A student that is useful before its first training step, by regressions alone (ours; see `calibration.py`).
+
+    Args:
+        batches: Token ids [batch, length], on any device. About eight tokens for each channel of the teacher give a
+            good start, more a better one. Streams of all of them are spooled to temporary files.
+        basis: What the student's stream holds: what the teacher's `reads` see of it, some of its `channels`, or its
+            principal components (`pca`).
+
+    Returns:
+        Factors [d_T, d_S] and vectors [d_S] by the student's parameter name, float32 on the teacher's device.
+
+    Raises:
+        InputError: Too few tokens, a basis that is unknown or does not go with a tied head, or a model whose blocks
+            can't be run one at a time.
+    """
+    _check(plan, batches, basis)
+    batches = [ids.to(teacher.device) for ids in batches]
+    training = teacher.training
+    blocks = int(teacher.config.get_text_config().num_hidden_layers)
+    try:
+        with tqdm(total=2 * blocks, desc="calibrating", unit="block", dynamic_ncols=True, disable=not progress) as bar:
+            return calibrate(teacher.eval(), plan, batches, basis, lambda: bar.update() and None)
+    finally:
+        teacher.train(training)
+
+
+def _check(plan: Plan, batches: Sequence[Tensor], basis: str) -> None:
+    if basis not in get_args(Basis):
+        raise InputError(f"basis: got {basis!r}, expected one of {', '.join(get_args(Basis))}")
+    if basis == "pca" and plan.student_config.tie_word_embeddings:
+        raise InputError(
+            "basis: `pca` does not go with a tied head: its gain between the stream and the head is not diagonal in "
+            "principal components, and the head has no factor to absorb it; use `reads`, which decodes the tied head"
+        )
+    distinct = {row.tobytes(): len(row) for ids in batches for row in ids.cpu().numpy()}
+    tokens, width = sum(distinct.values()), plan.teacher_width
+    if tokens < width:
+        raise InputError(
+            f"calibration text: got {tokens} tokens in sequences of their own, needed at least the teacher's width "
+            f"{width}, or its regressions have no unique solution; give about {8 * width}"
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .fused import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ACCELERATOR, FusedLMKL, Head, TapMSE, TokenWeights
+from .fused import FusedLMKL, Head, TapMSE, TokenWeights, chunk_elements_of
 
 __all__ = ["Head", "lm_kl_loss", "tap_mse"]
 
@@ -37,7 +37,7 @@ def lm_kl_loss(
 
     Logits and softmax are float32 whatever the input. At T = 40 a row of logits spans less than one unit, the KL is a
     difference of nearly equal numbers, and rounding the logits to bfloat16 moves it by more than its own size. Never
-    more than four [chunk, V] tensors are alive (five with a softcap), and no element is read twice from the heads.
+    more than two [chunk, V] tensors are alive, beside smaller blocks of their rows, and each head is read once a chunk.
 
     Args:
         student_hidden: [n, d_S]; gradients flow to it and to the student head's weight and bias.
@@ -55,7 +55,7 @@ def lm_kl_loss(
     lm_count = _count(lm_count, targets != -100, student_hidden.dtype)
     kl_count = _count(kl_count, valid, student_hidden.dtype)
     if chunk_elements is None:
-        chunk_elements = CHUNK_ELEMENTS.get(student_hidden.device.type, CHUNK_ELEMENTS_ACCELERATOR)
+        chunk_elements = chunk_elements_of(student_hidden.device.type)
     pair = None if teacher_hidden is None or teacher_head is None else (teacher_hidden, teacher_head)
     weights = TokenWeights(temperature, lm_weight / lm_count, kl_weight / kl_count)
     total, lm, kl = FusedLMKL.apply(
@@ -108,11 +108,9 @@ def tap_mse(
     return TapMSE.apply(student, target, factor, through, valid, count, scale, own_scale, overwrite, with_square)
 
 
-def _count(count: Tensor | float | None, counted: Tensor | None, dtype: torch.dtype) -> Tensor | float:
-    """`count`, or how many are `counted`, in a dtype that does not round the terms divided by it."""
+def _count(count: Tensor | float | None, counted: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`count`, or how many are `counted`, at least 1, in a dtype that does not round the terms divided by it."""
     if count is None:
         assert counted is not None
-        count = counted.sum().clamp(min=1)
-    if isinstance(count, Tensor):
-        return count.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    return count
+        count = counted.sum()
+    return torch.as_tensor(count, dtype=torch.float64 if dtype == torch.float64 else torch.float32).clamp(min=1)

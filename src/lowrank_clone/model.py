@@ -19,7 +19,7 @@ from .losses import lm_kl_loss
 from .parameterize import TARGET, check_kinds, reparameterize
 from .plan import TapSpec, make_plan
 from .student import Leaves, build_student, check_teacher, link
-from .taps import Comparison, TargetSquares, read_head
+from .taps import Comparison, TargetSquares, calls, read_head
 
 
 @dataclass
@@ -60,6 +60,7 @@ class CloneModel(nn.Module):
         factor_std, seed: Of the random start.
         parameterization: `projected`, `dense` or `core` for each group of matrices (see `parameterize.py`).
         taps: Which of the plan's taps to compare; all unless given.
+        head_factor: Whether an untied LM head has a Z of its own or shares the embedding's.
         execution: `sequential`, or `interleaved` to run each layer of the teacher just before the student's, so that
             the targets of one layer only are alive.
 
@@ -89,19 +90,24 @@ class CloneModel(nn.Module):
         seed: int = 0,
         parameterization: Mapping[str, str] | None = None,
         taps: Callable[[TapSpec], bool] | None = None,
+        head_factor: Literal["own", "embedding"] = "own",
         execution: Order = "sequential",
     ) -> None:
         super().__init__()
         check_teacher(teacher)
         self.plan = make_plan(teacher.config, hidden_size, student)
-        self.taps = tuple(tap for tap in self.plan.taps if clone_weight != 0 and (taps is None or taps(tap)))
+        wanted = [tap for tap in self.plan.taps if clone_weight != 0 and (taps is None or taps(tap))]
         self.teacher = teacher.requires_grad_(False).eval()
+        with calls(teacher, wanted) as called:
+            self._teacher_head = read_head(teacher)
+        self.taps = tuple(tap for tap in wanted if tap.name in called)
         self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
         self.temperature, self.lm_weight, self.kl_weight = temperature, lm_weight, kl_weight
         self.clone_weight = clone_weight
         if start == "random":
             start = random_start(self.plan, factor_std, seed)
-        self.factors = link(teacher, self.student, self.plan, None if isinstance(start, str) else start)
+        factors = None if isinstance(start, str) else start
+        self.factors = link(teacher, self.student, self.plan, factors, share_head=head_factor == "embedding")
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if attn_out_tap == "teacher" and tap.group == "attention"]
         self._through = {tap.name: _linear(teacher, tap) for tap in at_teacher}
@@ -114,7 +120,7 @@ class CloneModel(nn.Module):
         self.factors.push()
         squares = TargetSquares(tap.name for tap in self.taps)
         self.target_squares = squares if clone_normalization == "target" else None
-        self._teacher_head, self._student_head = read_head(teacher), read_head(self.student)
+        self._student_head = read_head(self.student)
         self._execution = Execution(teacher, self.student, self.plan, execution)
 
     @property

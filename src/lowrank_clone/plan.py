@@ -140,7 +140,8 @@ def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[st
             return plan
         except InputError as refusal:
             refusals.append(refusal)
-    raise refusals[-1]
+    # The first that is about the family's shapes; a config that can't even be made tells less.
+    raise min(refusals, key=lambda refusal: refusal.__cause__ is not None)
 
 
 def _classify(

@@ -6,37 +6,44 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from transformers import PretrainedConfig
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from . import data
 from .architecture import decoder_config
 from .callbacks import MetricsFile
-from .checkpoint import check_plan, last_checkpoint
+from .checkpoint import FACTORS_FILE, check_plan, last_checkpoint, load_clone
 from .config import Recipe, check_student_overrides, dump_recipe, training_arguments
 from .errors import InputError
 from .evaluate import LanguageLoss, language_loss
 from .export import CardFacts, export_student, teacher_license
+from .method import MethodSchedule, calibration_batches, check_method, clone_settings
 from .model import CloneModel
 from .plan import Plan, make_plan
 from .report import draw_curves, read_metrics
+from .sizes import remarks
 from .teachers import load_config, load_teacher, load_tokenizer
 from .trainer import CloneArguments, CloneTrainer
 
 OURS = ("student", "scratch", "metrics.jsonl", "recipe.yaml", "versions.json", "curves.png", "training_args.bin")
 
 
+Start = Mapping[str, Tensor] | Literal["random", "scratch"]
+
+
 @dataclass(frozen=True)
 class Job:
-    """A checked run that has not started. `checkpoint` is what it resumes from."""
+    """A checked run that has not started; `checkpoint` is what it resumes, `start_from` whose factors it starts with."""
 
     recipe: Recipe
     teacher_config: PretrainedConfig
@@ -45,6 +52,7 @@ class Job:
     arguments: CloneArguments
     folder: Path
     checkpoint: Path | None
+    start_from: Path | None
 
 
 @dataclass(frozen=True)
@@ -73,15 +81,19 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> J
     text = decoder_config(config)
     check_student_overrides(recipe.student.overrides, text.to_dict())
     plan = make_plan(config, recipe.student.hidden_size, recipe.student.overrides)
-    if checkpoint is not None:
-        check_plan(plan, checkpoint)
+    steps = arguments.max_steps if arguments.max_steps > 0 else None
+    check_method(plan, recipe.method, steps)
+    start_from = _checkpoint_of(recipe.method.start_from)
+    for needed in (checkpoint, start_from):
+        if needed is not None:
+            check_plan(plan, needed)
     tokenizer = load_tokenizer(recipe.teacher)
     limit = max_length(text)
     if limit is not None and recipe.data.sequence_length > limit:
         raise InputError(
             f"data.sequence_length: got {recipe.data.sequence_length}, the model takes at most {limit} tokens; lower it"
         )
-    return Job(recipe, config, plan, tokenizer, arguments, folder, checkpoint)
+    return Job(recipe, config, plan, tokenizer, arguments, folder, checkpoint, start_from)
 
 
 def max_length(config: PretrainedConfig) -> int | None:
@@ -90,25 +102,42 @@ def max_length(config: PretrainedConfig) -> int | None:
     return int(limit) if limit is not None else None
 
 
-def make_clone(job: Job) -> CloneModel:
-    """Load the teacher and build the clone that the recipe describes."""
+def make_clone(job: Job, blocks: data.Blocks) -> CloneModel:
+    """Load the teacher and build the clone that the recipe describes, at its start."""
     recipe, device = job.recipe, job.arguments.device
     teacher = load_teacher(recipe.teacher, dtype(recipe.teacher.dtype, device), device)
-    method = recipe.method
-    return CloneModel(
+    clone = CloneModel(
         teacher,
         recipe.student.hidden_size,
         student=recipe.student.overrides,
         dtype=dtype(recipe.student.dtype, device),
-        temperature=method.temperature,
-        lm_weight=method.lm_weight,
-        kl_weight=method.kl_weight,
-        clone_weight=method.clone_weight,
-        clone_normalization=method.clone_normalization,
-        attn_out_tap=method.attn_out_tap,
-        factor_std=method.factor_std,
+        start=make_start(job, teacher, blocks) if job.checkpoint is None else "random",
         seed=job.arguments.seed,
+        **clone_settings(job.plan, recipe.method),
     )
+    if job.start_from is not None and job.checkpoint is None:
+        load_clone(clone, job.start_from)
+    if recipe.method.compile:
+        clone.compile_layers()
+    return clone
+
+
+def make_start(job: Job, teacher: PreTrainedModel, blocks: data.Blocks) -> Start:
+    """Where the recipe lets the factors start; what resumes or follows an earlier run loads them later."""
+    from .init import calibrated_start, channels_start
+
+    method = job.recipe.method
+    if method.baseline in ("scratch", "logit_kd"):
+        return "scratch"
+    if job.start_from is not None:
+        return "random"
+    if method.baseline == "channels_dense" or method.init == "channels":
+        return channels_start(teacher, job.plan, calibration_batches(blocks.train, method))
+    if method.init == "calibrated":
+        batches = calibration_batches(blocks.train, method)
+        progress = not job.arguments.disable_tqdm
+        return calibrated_start(teacher, job.plan, batches, basis=method.calibration.basis, progress=progress)
+    return "random"
 
 
 def prepare_data(job: Job) -> data.Blocks:
@@ -123,10 +152,12 @@ def prepare_data(job: Job) -> data.Blocks:
 def execute(job: Job, console: Console) -> Result:
     """Train, evaluate and export; everything that is left is in `job.folder`."""
     console.print(f"[bold]Teacher[/] {job.recipe.teacher.model} -> student of {job.plan.student_width} channels")
-    clone = make_clone(job)
+    for line in remarks(job.plan):
+        console.print(f"  {line}")
     blocks = prepare_data(job)
     for line in blocks.report.lines():
         console.print(f"  {line}", markup=False, highlight=False)
+    clone = make_clone(job, blocks)
     _start_folder(job)
     trainer = make_trainer(job, clone, blocks)
     size = job.arguments.per_device_eval_batch_size
@@ -152,7 +183,7 @@ def make_trainer(job: Job, clone: CloneModel, blocks: data.Blocks) -> CloneTrain
         train_dataset=blocks.train,
         eval_dataset=blocks.validation,
         processing_class=job.tokenizer,
-        callbacks=[MetricsFile(job.folder / "metrics.jsonl")],
+        callbacks=[MetricsFile(job.folder / "metrics.jsonl"), MethodSchedule(job.recipe.method)],
     )
 
 
@@ -181,6 +212,7 @@ def _arguments(recipe: Recipe) -> CloneArguments:
     fields: dict[str, Any] = {"report_to": "none", "disable_tqdm": not sys.stderr.isatty()}
     fields |= recipe.training.arguments
     fields.setdefault("output_dir", "runs/train")
+    fields.setdefault("dataloader_pin_memory", torch.accelerator.is_available())
     try:
         world_size = CloneArguments(**fields).world_size
         return CloneArguments(**(fields | training_arguments(recipe, world_size)))
@@ -188,6 +220,19 @@ def _arguments(recipe: Recipe) -> CloneArguments:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
+
+
+def _checkpoint_of(path: str | None) -> Path | None:
+    """The checkpoint that `method.start_from` means: itself, or a run's last."""
+    if path is None:
+        return None
+    folder = Path(path).expanduser()
+    found = folder if (folder / FACTORS_FILE).is_file() else last_checkpoint(folder)
+    if found is None:
+        raise InputError(
+            f"method.start_from: no complete checkpoint in `{path}`; expected a run's folder or a checkpoint"
+        )
+    return found
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> Path | None:

@@ -53,3 +53,15 @@ def reachable_share(plan: Plan, role: Role) -> float:
     at most d_T of its `rows` dimensions (TWYD, arXiv 2609.02006: 1 - d_T / d_ff of an FFN matrix is never trained)."""
     rows = math.prod(role.student_shape) // plan.student_width
     return min(1.0, plan.teacher_width / rows)
+
+
+def remarks(plan: Plan) -> list[str]:
+    """What a user should know of a plan besides its sizes."""
+    ours, theirs = plan.student_config.model_type, plan.teacher_config.model_type
+    if ours == theirs:
+        return []
+    heads = plan.student_config.num_attention_heads
+    return [
+        f"The student is saved as type `{ours}`: the config of `{theirs}` refuses hidden_size={plan.student_width} "
+        f"with {heads} heads, and `{ours}` is the same model (same parameters, same logits)."
+    ]

@@ -54,13 +54,21 @@ def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype, inhe
     return student
 
 
-def link(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, start: Mapping[str, Tensor] | None) -> Factors:
+def link(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    plan: Plan,
+    start: Mapping[str, Tensor] | None,
+    share_head: bool = False,
+) -> Factors:
     """Factors and the links from them to the student's leaves: every matrix `projected`.
 
     Args:
         start: Factors by name; vectors that it leaves out start as the student has them. None for no factors of the
             teacher at all: then everything is trained directly, from what the student holds (the baselines).
+        share_head: Let an untied LM head hang on the input embedding's factor.
     """
+    embedding = next(n for n, p in student.named_parameters() if p is student.get_input_embeddings().weight)
     basis = dict(teacher.named_parameters(remove_duplicate=False))
     factors: dict[str, Tensor] = {}
     links: list[Link] = []
@@ -72,9 +80,10 @@ def link(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, start: 
             links.append(Link(leaf, Identity(), name, name))
         elif role.kind != "inherited":
             assert role.factor is not None and role.axis is not None
-            if role.kind != "bias":
+            factor = embedding if share_head and role.group == "head" else role.factor
+            if factor == name:
                 factors[name] = start[name].to(leaf.device, wide)
-            links.append(Link(leaf, Projected(basis[name], role.axis), role.factor, name))
+            links.append(Link(leaf, Projected(basis[name], role.axis), factor, name))
     return Factors(factors, links)
 
 

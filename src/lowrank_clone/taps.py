@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,17 @@ def observe(model: nn.Module, taps: Iterable[TapSpec], width: int, observer: Obs
             module = model.get_submodule(tap.module)
             hooks.callback(module.register_forward_hook(_hook(tap, width, observer)).remove)
         yield
+
+
+@contextmanager
+def calls(model: nn.Module, taps: Iterable[TapSpec]) -> Iterator[set[str]]:
+    """The names of those taps whose module is called in this context; some only hold a weight that their parent uses."""
+    seen: set[str] = set()
+    with ExitStack() as hooks:
+        for tap in taps:
+            note = partial(lambda name, *_: seen.add(name), tap.name)
+            hooks.callback(model.get_submodule(tap.module).register_forward_hook(note).remove)
+        yield seen
 
 
 def _hook(tap: TapSpec, width: int, observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
@@ -165,8 +177,14 @@ class TargetSquares:
             return
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self._sum)
-        mean = self._sum[:-1] / self._sum[-1]
-        self.mean = mean if self.mean is None else self.mean.lerp(mean, 1 - self.decay)
+        tokens = self._sum[-1]
+        mean = self._sum[:-1] / tokens.clamp(min=1)
+        # A step without a counted token leaves the mean where it is.
+        self.mean = mean if self.mean is None else self.mean.lerp(mean, (1 - self.decay) * (tokens > 0))
+        self._sum = None
+
+    def drop(self) -> None:
+        """Forget the sums of a step that is given up."""
         self._sum = None
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class CloneArguments(TrainingArguments):
     adam_beta2: float = field(default=0.999, metadata={"help": "As published (LRC, arXiv 2505.12781, appendix)."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        # Before Trainer's own checks, which import what these need.
         if self.fp16 or self.bf16:
             which = "fp16" if self.fp16 else "bf16"
             raise InputError(
@@ -51,6 +51,7 @@ class CloneArguments(TrainingArguments):
             )
         if self.deepspeed or self.fsdp:
             raise InputError("training.deepspeed and training.fsdp are not supported yet; use one process or DDP")
+        super().__post_init__()
 
 
 class CloneTrainer(Trainer):
@@ -110,7 +111,10 @@ class CloneTrainer(Trainer):
         terms = ", ".join(f"{name} {float(value):.6g}" for name, value in self._terms.items() if "/" not in name)
         bad = next((name for name, value in self._terms.items() if "/" in name and not value.isfinite()), None)
         self.clone.factors.zero_grad()
-        self._save_checkpoint(model, trial=None)
+        if self.clone.target_squares is not None:
+            self.clone.target_squares.drop()
+        if last_checkpoint(self._run_dir()) != self._checkpoint_dir():  # a good one is not to be written over
+            self._save_checkpoint(model, trial=None)
         raise NonFiniteLoss(
             f"step {step + 1}: the gradient norm is {float(norm)} (since the last log: {terms}"
             + (f"; first non-finite: {bad}" if bad else "")
@@ -150,15 +154,16 @@ class CloneTrainer(Trainer):
     ) -> Any:
         """Trainer's, with every term of the loss added up on the device until it is logged."""
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
-        # An evaluation batch's terms are its own means, to be weighed by its tokens; micro-batches add up as they are.
-        weight = 1.0 if model.training else num_items_in_batch[1]
-        for name, value in _terms(output, self.args.log_taps and model.training).items():
-            value = value.detach() * weight
-            self._terms[name] = self._terms[name] + value if name in self._terms else value
+        terms = {name: value.detach() for name, value in _terms(output, self.args.log_taps and model.training).items()}
         if model.training:
             self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size
         else:
-            self._terms["tokens"] = self._terms["tokens"] + weight if "tokens" in self._terms else weight
+            # An evaluation batch's terms are its own means, to be weighed; micro-batches add up as they are.
+            targets, positions = num_items_in_batch.unbind()
+            terms = {name: value * (targets if name == "lm" else positions) for name, value in terms.items()}
+            terms |= {"targets": targets, "positions": positions}
+        for name, value in terms.items():
+            self._terms[name] = self._terms[name] + value if name in self._terms else value
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -177,13 +182,15 @@ class CloneTrainer(Trainer):
         return dict(zip(names, total, strict=True))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's, with `lm`, `kl` and `clone` as means over tokens and the perplexity exp(lm)."""
+        """Trainer's, with `lm`, `kl`, `clone` and their `loss` as means over tokens, and the perplexity exp(lm)."""
         waiting, steps, self._terms = self._terms, self._term_steps, {}
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         terms = self._read_terms()
-        tokens = terms.pop("tokens")
-        means = {name: value / tokens for name, value in terms.items()}
+        targets, positions = terms.pop("targets"), terms.pop("positions")
+        means = {name: value / max(targets if name == "lm" else positions, 1) for name, value in terms.items()}
+        weights = {"lm": self.clone.lm_weight, "kl": self.clone.kl_weight, "clone": self.clone.clone_weight}
+        means["loss"] = sum(weights[name] * value for name, value in means.items())
         assert output.metrics is not None
         output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
         output.metrics[f"{prefix}_perplexity"] = math.exp(min(means["lm"], 700.0))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import batch, tiny_model
+from oracles import naive_objective
+from tiny import VOCAB, batch, tiny_model
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lowrank_clone import losses
+from lowrank_clone import fused
 from lowrank_clone.model import CloneModel
 from lowrank_clone.optim import bind
 
@@ -51,41 +51,9 @@ def results(model: CloneModel) -> dict[str, Tensor]:
 
 
 def naive_results(model: CloneModel) -> dict[str, Tensor]:
-    """The same from whole logits, plain hooks and autograd through the products with the factors."""
-    from torch.func import functional_call
-
-    plan, ids = model.plan, batch()
-    teacher_weights = dict(model.teacher.named_parameters(remove_duplicate=False))
-    factors = {name: factor.detach().clone().requires_grad_() for name, factor in model.factors.named_parameters()}
-    weights = {}
-    for role in plan.of_kind("read", "write", "bias", "vector"):
-        factor, basis = factors[role.factor], teacher_weights[role.name]
-        if role.kind == "vector":
-            weights[role.name] = factor
-        else:
-            weights[role.name] = (basis.movedim(role.axis, -1) @ factor).movedim(-1, role.axis)
-    seen: dict[str, list[Tensor]] = {tap.name: [] for tap in plan.taps}
-    handles = [
-        side.get_submodule(tap.module).register_forward_hook(
-            lambda _module, _args, output, name=tap.name: seen[name].append(output)
-        )
-        for side in (model.teacher, model.student)
-        for tap in plan.taps
-    ]
-    teacher = model.teacher(ids, use_cache=False).logits
-    student = functional_call(model.student, weights, (ids,), {"use_cache": False}).logits
-    for handle in handles:
-        handle.remove()
-    terms = {"lm": F.cross_entropy(student[:, :-1].flatten(0, 1), ids[:, 1:].flatten())}
-    log_p, log_q = ((logits / TEMPERATURE).log_softmax(-1) for logits in (teacher, student))
-    terms["kl"] = TEMPERATURE**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    for tap in plan.taps:
-        target, output = seen[tap.name]
-        terms[tap.name] = F.mse_loss(output, target @ factors[tap.name] if tap.kind == "write" else target)
-    clone_loss = sum(terms[tap.name] for tap in plan.taps)
-    terms["loss"] = terms["lm"] + KL_WEIGHT * terms["kl"] + CLONE_WEIGHT * clone_loss
-    gradients = torch.autograd.grad(terms["loss"], list(factors.values()))
-    return terms | {f"{name}.grad": grad for name, grad in zip(factors, gradients, strict=True)}
+    naive = naive_objective(model, batch())
+    gradients = {f"{name}.grad": gradient for name, gradient in naive.gradients.items()}
+    return {"loss": naive.loss, "lm": naive.lm, "kl": naive.kl, **naive.taps, **gradients}
 
 
 def compiled(**options: Any) -> CloneModel:
@@ -124,9 +92,11 @@ def test_every_way_gives_the_naive_result(way: str) -> None:
     assert_close(results(WAYS[way]()), naive_results(clone()), 1e-6 if way == "sdpa" else 1e-9)
 
 
-@pytest.mark.parametrize("chunk_elements", [1, 96 * 5, 96 * 24, 2**20])
-def test_every_chunk_size_gives_the_naive_result(monkeypatch: pytest.MonkeyPatch, chunk_elements: int) -> None:
-    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", chunk_elements)
+@pytest.mark.parametrize("rows", [1, 5, 24, 1000])
+@pytest.mark.parametrize("block_rows", [1, 3, 1000])
+def test_every_chunk_size_gives_the_naive_result(monkeypatch: pytest.MonkeyPatch, rows: int, block_rows: int) -> None:
+    monkeypatch.setitem(fused.CHUNK_ELEMENTS, "cpu", VOCAB * rows)
+    monkeypatch.setitem(fused.BLOCK_ELEMENTS, "cpu", VOCAB * block_rows)
     assert_close(results(clone()), naive_results(clone()))
 
 
@@ -169,6 +139,7 @@ def test_compiled_layers_follow_the_factors() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_inductor_gives_the_eager_result() -> None:
     models = [CloneModel(tiny_model("llama"), 16).train() for _ in range(2)]
     models[1].compile_layers()

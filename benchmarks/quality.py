@@ -1,0 +1,419 @@
+"""Starts, parameterisations and baselines on a real teacher: validation loss at equal tokens and equal text.
+
+    python benchmarks/quality.py                          # everything that is missing, then the table and the figure
+    python benchmarks/quality.py --max-runs 1             # the next missing run only
+    python benchmarks/quality.py --variants scratch calibrated --seeds 0 1
+    python benchmarks/quality.py --report                 # only the table and the figure, from finished runs
+
+Each run is one JSON in the output folder; a run that is there is not done again, a killed one starts anew. Every
+variant first tries its learning rates on short runs (`--grid-tokens`, the same schedule squeezed into that length);
+the best goes into the full run (`--tokens`). With `--grid-tokens 0` its first rate does, and with `--rate` that one.
+The table shows the best full run. All runs use AdamW(0.9, 0.95) without weight decay, clipping at 1.0, a warm-up over
+5 % of the steps and a linear decay to zero.
+
+Text: Python's own documentation topics and docstrings, held out by document. A seed decides the order of the blocks
+and a random start. A run of n tokens sees n / 256 blocks, each once; the calibrated start is computed from the first
+16,384 tokens of the full run's own blocks, so no variant sees text that another does not.
+
+Token efficiency: how many tokens `scratch` needs for a loss is read off the longest scratch run's evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, TrainerCallback
+
+from lowrank_clone import init
+from lowrank_clone.config import TeacherConfig
+from lowrank_clone.data import DataConfig, SourceConfig, prepare
+from lowrank_clone.demo import teacher_file, write_text
+from lowrank_clone.evaluate import language_loss
+from lowrank_clone.model import CloneModel
+from lowrank_clone.plan import Plan, make_plan
+from lowrank_clone.run import dtype
+from lowrank_clone.teachers import load_config, load_teacher, load_tokenizer
+from lowrank_clone.trainer import CloneArguments, CloneTrainer, NonFiniteLoss
+
+LENGTH = 256
+BATCH = 8
+CALIBRATION_TOKENS = 16_384
+
+BASELINE: dict[str, Any] = {"clone_weight": 0.0, "kl_weight": 0.0}
+# The published code sums the KL over positions and leaves out T^2: here that is a weight of L / T^2, with raw taps.
+T40: dict[str, Any] = {"temperature": 40.0, "kl_weight": LENGTH / 40.0**2, "clone_weight": 0.2}
+T1: dict[str, Any] = {
+    "temperature": 1.0,
+    "kl_weight": 1.0,
+    "clone_weight": 0.2,
+    "clone_normalization": "target",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: where the student starts, options of `CloneModel`, and the learning rates to try."""
+
+    title: str
+    start: str
+    options: dict[str, Any]
+    rates: tuple[float, ...]
+    parameterization: dict[str, str] = field(default_factory=dict)
+
+
+ALL_DENSE = {"attention": "dense", "ffn": "dense", "embedding": "dense"}
+VARIANTS = {
+    "scratch": Variant("scratch, LM", "scratch", BASELINE, (1e-3, 3e-3)),
+    "logit_kd": Variant("scratch, LM + KL", "scratch", T1 | {"clone_weight": 0.0}, (1e-3, 3e-3)),
+    "channels_dense": Variant(
+        "pruned channels, dense, LM + KL", "channels", T1 | {"clone_weight": 0.0}, (3e-4, 1e-3), ALL_DENSE
+    ),
+    "random_t40": Variant("random, T = 40, raw taps (published)", "random", T40, (1e-3, 3e-3)),
+    "random_t1": Variant("random, T = 1, normalised taps", "random", T1, (1e-3, 3e-3)),
+    "channels_t40": Variant("channels, T = 40, raw taps", "channels", T40, (1e-4, 3e-4)),
+    "channels_t1": Variant("channels, T = 1, normalised taps", "channels", T1, (1e-4, 3e-4)),
+    "calibrated": Variant("calibrated, T = 1, normalised taps", "calibrated", T1, (1e-4, 2e-4)),
+    "calibrated_dense": Variant("calibrated + dense FFN", "calibrated", T1, (1e-4, 2e-4), {"ffn": "dense"}),
+    "calibrated_core": Variant("calibrated + core FFN", "calibrated", T1, (1e-4, 2e-4), {"ffn": "core"}),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; its name is its file's."""
+
+    variant: str
+    rate: float
+    tokens: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-lr{self.rate:g}-{self.tokens}-seed{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // (BATCH * LENGTH)
+
+
+# --- what there is to run ---------------------------------------------------------------------------------------------
+
+
+def read(run: Run, folder: Path) -> dict[str, Any] | None:
+    """The run's result, or None."""
+    file = folder / f"{run.name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def last_loss(result: dict[str, Any]) -> float:
+    """Validation loss after the last token; infinite for a run that diverged."""
+    return math.inf if result["diverged"] else result["curve"][-1][1]
+
+
+def grid(variant: str, options: argparse.Namespace) -> list[Run]:
+    """The short runs that choose a learning rate; none where there is no choice."""
+    rates = VARIANTS[variant].rates if options.grid_tokens else ()
+    return [Run(variant, rate, options.grid_tokens, 0) for rate in rates] if len(rates) > 1 else []
+
+
+def best_rate(variant: str, options: argparse.Namespace) -> float | None:
+    """The rate of the best short run, or None while one is missing."""
+    losses = {}
+    for run in grid(variant, options):
+        result = read(run, options.output)
+        if result is None:
+            return None
+        losses[run.rate] = last_loss(result)
+    return min(losses, key=lambda rate: losses[rate]) if losses else VARIANTS[variant].rates[0]
+
+
+def missing(options: argparse.Namespace) -> Iterator[Run]:
+    """Runs still to do, in order: for each variant its short runs, then its full one; seeds after the first last."""
+    for seed in options.seeds:
+        for variant in options.variants:
+            if options.rate is None:
+                yield from (run for run in grid(variant, options) if read(run, options.output) is None)
+            rate = options.rate or best_rate(variant, options)
+            assert rate is not None
+            full = Run(variant, rate, options.tokens, seed)
+            if read(full, options.output) is None:
+                yield full
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """Training blocks and held-out ones: rows with `input_ids`."""
+
+    train: Any
+    validation: Any
+
+
+def prepare_text(options: argparse.Namespace, teacher: TeacherConfig) -> Text:
+    """Tokenised blocks of Python's own documentation."""
+    folder = options.output / "text"
+    if not folder.is_dir():
+        write_text(folder)
+    config = DataConfig(
+        sources=[SourceConfig(path=str(folder))],
+        sequence_length=LENGTH,
+        validation=0.05,
+        max_validation_blocks=options.validation_blocks,
+    )
+    vocabulary = load_config(teacher).vocab_size
+    blocks = prepare(config, load_tokenizer(teacher), max_length=LENGTH, vocab_size=vocabulary)
+    return Text(blocks.train.select_columns("input_ids"), blocks.validation.select_columns("input_ids"))
+
+
+def make_start(variant: Variant, plan: Plan, teacher: PreTrainedModel, text: Text, folder: Path) -> Any:
+    """What `CloneModel(start=...)` takes; calibrated factors are computed once and kept in `folder`."""
+    if variant.start in ("scratch", "random"):
+        return variant.start
+    file = folder / f"start-{variant.start}-{plan.student_width}.safetensors"
+    if not file.exists():
+        began = time.perf_counter()
+        ids = torch.tensor(text.train[: CALIBRATION_TOKENS // LENGTH]["input_ids"], device=teacher.device)
+        batches = list(ids.split(BATCH))
+        factors = (init.calibrated_start if variant.start == "calibrated" else init.channels_start)(
+            teacher, plan, batches
+        )
+        save_file({name: value.contiguous() for name, value in factors.items()}, file)
+        print(f"{variant.start} start: {time.perf_counter() - began:.0f} s")
+    return load_file(file)
+
+
+class Curve(TrainerCallback):
+    """Validation loss of the student at the start and after some steps."""
+
+    def __init__(self, student: PreTrainedModel, blocks: Sequence[Any], steps: set[int]) -> None:
+        self.student, self.blocks, self.steps = student, blocks, steps
+        self.points: list[tuple[int, float]] = []
+
+    def measure(self, tokens: int) -> None:
+        self.points.append((tokens, language_loss(self.student, self.blocks, BATCH).loss))
+        print(f"  {tokens:>7,} tokens: validation {self.points[-1][1]:.4f}", flush=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.measure(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps or state.global_step == state.max_steps:
+            self.measure(state.num_input_tokens_seen)
+
+
+def execute(run: Run, teacher: PreTrainedModel, text: Text, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate; the result as it is stored."""
+    variant = VARIANTS[run.variant]
+    plan = make_plan(teacher.config, options.hidden_size)
+    start = make_start(variant, plan, teacher, text, options.output)
+    torch.manual_seed(run.seed)
+    clone = CloneModel(
+        teacher,
+        options.hidden_size,
+        start=start,
+        seed=run.seed,
+        parameterization=variant.parameterization,
+        **variant.options,
+    )
+    warmup = max(1, round(0.05 * run.steps))
+    curve = Curve(clone.student, text.validation, {5, *range(10, run.steps, 10)})
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = CloneArguments(
+            output_dir=scratch,
+            max_steps=run.steps,
+            per_device_train_batch_size=BATCH,
+            learning_rate=run.rate,
+            lr_scheduler_type="linear",
+            warmup_steps=warmup,
+            adam_beta2=0.95,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            logging_steps=1,
+            log_taps=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=teacher.device.type == "cpu",
+            seed=run.seed,
+        )
+        train = text.train.select(range(run.tokens // LENGTH))
+        trainer = CloneTrainer(clone, arguments, train_dataset=train, callbacks=[curve])
+        diverged = False
+        try:
+            trainer.train()
+        except NonFiniteLoss as error:
+            print(error)
+            diverged = True
+    logs = [line for line in trainer.state.log_history if "lm" in line]
+    kept = ("step", "lm", "kl", "clone", "grad_norm")
+    return {
+        "variant": run.variant,
+        "rate": run.rate,
+        "tokens": run.tokens,
+        "seed": run.seed,
+        "calibration_tokens": CALIBRATION_TOKENS if variant.start in ("channels", "calibrated") else 0,
+        "diverged": diverged,
+        "teacher": teacher_loss(teacher, text, options.output),
+        "parameters": clone.student.num_parameters(),
+        "dtype": str(clone.student.dtype).removeprefix("torch."),
+        "curve": curve.points,
+        "log": [{key: round(line[key], 4) for key in kept if key in line} for line in logs],
+    }
+
+
+def teacher_loss(teacher: PreTrainedModel, text: Text, folder: Path) -> float:
+    """The teacher's validation loss, measured once."""
+    file = folder / "teacher.json"
+    if not file.exists():
+        file.write_text(json.dumps(language_loss(teacher, text.validation, BATCH).loss), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def finished(folder: Path) -> list[dict[str, Any]]:
+    """All results in the output folder."""
+    files = sorted(folder.glob("*-seed*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def best_full(own: list[dict[str, Any]], tokens: int) -> list[dict[str, Any]]:
+    """A variant's runs of this length at the rate whose first seed ended best, one for each seed."""
+    full = sorted((result for result in own if result["tokens"] == tokens), key=lambda result: result["seed"])
+    if not full:
+        return []
+    rate = min((result for result in full if result["seed"] == full[0]["seed"]), key=last_loss)["rate"]
+    return [result for result in full if result["rate"] == rate]
+
+
+def scratch_tokens(loss: float, results: list[dict[str, Any]]) -> str:
+    """Tokens after which the longest scratch run is at this loss, or the bound that it leaves."""
+    runs = [result for result in results if result["variant"] == "scratch"]
+    if not runs or not math.isfinite(loss):
+        return "–"
+    curve = max(runs, key=lambda result: (result["tokens"], -last_loss(result)))["curve"]
+    reached = next((tokens for tokens, value in curve if value <= loss), None)
+    return f"> {curve[-1][0]:,}" if reached is None else f"≤ {reached:,}"
+
+
+def table(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """One row per variant as Markdown; what was not run says so."""
+    lines = [
+        f"| variant | learning rate | start | after {options.tokens:,} tokens | perplexity | highest above start "
+        "| tokens scratch needs | other rates: loss (tokens) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, variant in VARIANTS.items():
+        own = [result for result in results if result["variant"] == key]
+        full = best_full(own, options.tokens)
+        others = sorted((r for r in own if r not in full), key=lambda result: (result["tokens"], result["rate"]))
+        tried = ", ".join(f"{r['rate']:g}: {show(last_loss(r))} ({r['tokens']:,})" for r in others) or "–"
+        if not full:
+            lines.append(f"| {variant.title} | | | not run | | | | {tried} |")
+            continue
+        losses, start = [last_loss(result) for result in full], full[0]["curve"][0][1]
+        rise = max(value - result["curve"][0][1] for result in full for _, value in result["curve"])
+        mean = sum(losses) / len(losses)
+        lines.append(
+            f"| {variant.title} | {full[0]['rate']:g} | {show(start)} | {' / '.join(map(show, losses))} "
+            f"| {math.exp(min(mean, 700)):,.1f} | {rise:.2f} | {scratch_tokens(mean, results)} | {tried} |"
+        )
+    return "\n".join(lines)
+
+
+def show(loss: float) -> str:
+    """A loss for people."""
+    return f"{loss:.3f}" if math.isfinite(loss) else "diverged"
+
+
+def draw(results: list[dict[str, Any]], teacher: float, options: argparse.Namespace, path: Path) -> None:
+    """Validation loss against tokens: the full runs, and the longest scratch run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    for number, (key, variant) in enumerate(VARIANTS.items()):
+        own = [result for result in results if result["variant"] == key]
+        longer = [result for result in own if result["tokens"] > options.tokens]
+        for index, result in enumerate(best_full(own, options.tokens) + longer):
+            tokens, losses = zip(*result["curve"], strict=True)
+            label = variant.title if index == 0 else None
+            style = "-" if index == 0 else "--" if result in longer else ":"
+            axes.plot(tokens, losses, style, marker="o", markersize=3, color=f"C{number}", label=label)
+    axes.axhline(teacher, color="gray", linestyle="--", linewidth=1, label=f"teacher {teacher:.2f}")
+    axes.set(xlabel="training tokens", ylabel="validation loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Do what is missing, run by run; a result is there as a whole or not at all."""
+    source = TeacherConfig(model=str(options.teacher or teacher_file()))
+    text = prepare_text(options, source)
+    device = torch.device(options.device)
+    teacher = load_teacher(source, dtype(options.dtype, device), device)
+    done = 0
+    while (run := next(missing(options), None)) and (options.max_runs is None or done < options.max_runs):
+        began = time.perf_counter()
+        print(f"{run.name}: {run.steps} steps", flush=True)
+        result = execute(run, teacher, text, options)
+        file = options.output / f"{run.name}.json"
+        file.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        file.with_suffix(".part").rename(file)
+        print(f"  {time.perf_counter() - began:.0f} s", flush=True)
+        done += 1
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--tokens", type=int, default=61_440, help="of a full run")
+    parser.add_argument("--grid-tokens", type=int, default=20_480, help="of the runs that choose a learning rate")
+    parser.add_argument("--rate", type=float, help="do full runs at this learning rate, without a grid")
+    parser.add_argument("--max-runs", type=int, help="stop after so many")
+    parser.add_argument("--teacher", help="folder, GGUF file or Hub id; the demo's teacher unless given")
+    parser.add_argument("--hidden-size", type=int, default=384)
+    parser.add_argument("--validation-blocks", type=int, default=32)
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--figure", type=Path, help="draw it here; `quality.png` in the output folder unless given")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    return parser.parse_args(arguments)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Do what is missing, unless only a report is asked for, and report."""
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    if not options.report and next(missing(options), None):
+        train(options)
+    results = finished(options.output)
+    print(table(results, options))
+    if results:
+        draw(results, results[0]["teacher"], options, options.figure or options.output / "quality.png")
+
+
+if __name__ == "__main__":
+    main(parse())

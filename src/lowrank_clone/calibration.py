@@ -1,0 +1,372 @@
+"""The calibrated start: a student that is useful before its first training step. No gradient is needed (ours).
+
+1. **Encoder.** One `M [d_T, d_S]` for the whole residual stream, `s = M^T h` (see `encoder.py`).
+2. **Embedding.** With a head of its own: `Z = M`. A tied embedding is also the head, so its `Z` is the least-squares
+   decoder of the head's input from the encoded stream, scaled to the length of `M`.
+3. **Sweep.** The student runs through the calibration tokens block by block. Reads that share an input share one ridge
+   regression `Z` from the student's own input `x_S` to the teacher's,
+
+       min_Z  sum |Z x_S - x_T|^2 + lam_r |Z|^2,
+
+   and writes are refitted so that the student's stream follows the teacher's encoded stream,
+
+       min_Z  sum w^2 |Z^T o - (M^T h_T' - s)|^2 + lam_w |Z - M|^2,     w = 1 / rms(h_T'),
+
+   with `o [n, d_T]` what the teacher's write gives for the student's own inner activation, `h_T'` the teacher's next
+   point of the stream and `s` the student's last. So later layers correct what earlier ones lost.
+4. **Head.** Its own `Z` by the same regression; with a tied head the last norm's gains, in the metric of the logits.
+
+Norms before reads have gain 1, since a read's `Z` holds all gains; their biases, if any, are fitted. Constants that a
+family derives from the width (Gemma's embedding scale) are taken from what both models do, never by family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .encoder import Basis, stream_statistics
+from .factors import Projected
+from .norms import Norm, unit
+from .plan import Plan, Role
+from .replay import Call, Replay, Spool
+from .ridge import Ridge, damped_solve, wide
+from .student import build_student
+from .taps import read_head
+from .wiring import Segment, Write, find_norms, segments
+
+READ_RIDGE = 1e-3
+WRITE_RIDGE = 1e-1
+HEAD_RIDGE = 1e-4
+
+
+class Draft:
+    """A float32 student under construction: what is set here is generated into its weights at once.
+
+    `factors` and the student's vectors are the start that comes of it.
+    """
+
+    def __init__(self, teacher: PreTrainedModel, plan: Plan) -> None:
+        devices = [teacher.device] if teacher.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            self.student = build_student(teacher, plan, torch.float32).eval().requires_grad_(False)
+            z = torch.randn(plan.teacher_width, plan.student_width) / plan.student_width**0.5
+        self.plan = plan
+        self.basis = {name: p.detach() for name, p in teacher.named_parameters(remove_duplicate=False)}
+        self._leaves = dict(self.student.named_parameters())
+        self._biases: dict[str, list[Role]] = {}
+        for role in plan.of_kind("bias"):
+            assert role.factor is not None
+            self._biases.setdefault(role.factor, []).append(role)
+        self.factors: dict[str, Tensor] = {}
+        self.set_all(z.to(teacher.device))
+
+    def set_all(self, z: Tensor) -> None:
+        """One factor for every read and write."""
+        for role in self.plan.of_kind("read", "write"):
+            self.set(role.name, z)
+
+    def set(self, name: str, z: Tensor) -> None:
+        """The factor of a read or write, [d_T, d_S]."""
+        self.factors[name] = z = z.to(self._leaves[name].device, torch.float32)
+        for role in (self.plan.roles[name], *self._biases.get(name, ())):
+            assert role.axis is not None
+            self._leaves[role.name].copy_(Projected(self.basis[role.name], role.axis).generate(z))
+
+    def set_norm(self, norm: Norm, gain: Tensor | float | None = None, bias: Tensor | float | None = None) -> None:
+        """A norm's gains and biases, each [d_S] or one number for all; None leaves them."""
+        for name, value in ((norm.weight, gain), (norm.bias, bias)):
+            if name is not None and value is not None:
+                leaf = self._leaves[name]
+                offset = norm.offset if name == norm.weight else 0.0
+                leaf.copy_((torch.as_tensor(value, device=leaf.device).float() - offset).expand_as(leaf))
+
+    def teacher_gain(self, norm: Norm) -> Tensor:
+        """A norm's gains in the teacher, [d_T] float32."""
+        if norm.weight is None:
+            return torch.ones(self.plan.teacher_width, device=self.student.device)
+        return self.basis[norm.weight].float() + norm.offset
+
+    def start(self) -> dict[str, Tensor]:
+        """Factors and vectors by the student's parameter name, float32."""
+        vectors = {role.name: self._leaves[role.name].detach().clone() for role in self.plan.of_kind("vector")}
+        return {**{name: z.contiguous() for name, z in self.factors.items()}, **vectors}
+
+
+@torch.no_grad()
+def calibrate(
+    teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], basis: Basis, step: Callable[[], None]
+) -> dict[str, Tensor]:
+    """Steps 1 to 4 of this file, on checked input. `step` is called twice for each block of the model.
+
+    Disk: two streams of all tokens, in the teacher's dtype at `d_T` and float32 at `d_S`. Memory: one batch's.
+    """
+    sweep = _Sweep(teacher, plan, batches)
+    sweep.encode(basis, step)
+    sweep.start()
+    for index in range(len(sweep.teacher.blocks)):
+        sweep.fit_block(index)
+        step()
+    sweep.fit_head()
+    return sweep.draft.start()
+
+
+class _Sweep:
+    """One calibration: both models, their streams of all batches, and the encoder `M`."""
+
+    def __init__(self, teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor]) -> None:
+        self.batches, self.plan, self.draft = batches, plan, Draft(teacher, plan)
+        student, sample = self.draft.student, batches[0][:1]
+        self.teacher, self.student = Replay(teacher, sample), Replay(student, sample)
+        norms = find_norms(student, plan, self.student, sample)
+        self.first_norm, self.last_norm = _outer_norms(norms, self.student.names)
+        self.wiring = _wiring(self.student, sample, plan, norms)
+        for norm in norms.values():
+            self.draft.set_norm(norm, 1.0, 0.0)
+        self.wide, self.narrow = Spool(teacher.device), Spool(teacher.device)
+        names = {id(parameter): name for name, parameter in student.named_parameters()}
+        self.embedding = names[id(student.get_input_embeddings().weight)]
+        self.head = names[id(student.get_output_embeddings().weight)]
+        self.encoder = torch.empty(0)
+
+    @property
+    def tied(self) -> bool:
+        return self.head == self.embedding
+
+    def encode(self, basis: Basis, step: Callable[[], None]) -> None:
+        """Steps 1 and 2: `M`, every factor at it, and the embedding's factor."""
+        self._start_wide()
+        statistics = stream_statistics(
+            self.teacher,
+            self.plan,
+            self.wiring,
+            self.draft.teacher_gain,
+            self.last_norm,
+            self.batches,
+            self.wide,
+            step,
+        )
+        self.encoder = m = statistics.encoder(basis, self.plan.student_width).to(self.draft.student.device)
+        self.draft.set_all(m)
+        if self.tied and basis != "channels":
+            self.draft.set(self.embedding, self._decoder())
+
+    def start(self) -> None:
+        """Both models at the first block, the student's embedding on the scale of the encoded stream."""
+        self._start_wide()
+        z = self.draft.factors[self.embedding]
+        moments = _Line()
+        for i, ids in enumerate(self.batches):
+            moments.add(self.student.start(ids), self.wide[i].float() @ z)
+        if self.first_norm:
+            self.draft.set_norm(self.first_norm, *self._line(moments, self.first_norm))
+        elif abs(moments.ratio() - 1) > 1e-2:  # a constant that the family derives from the width
+            self.draft.set(self.embedding, z * moments.ratio())
+        for i, ids in enumerate(self.batches):
+            self.narrow[i] = self.student.start(ids)
+
+    def fit_block(self, index: int) -> None:
+        """Step 3 for one block, and on to the next."""
+        before: str | None = None
+        for segment in self.wiring[index]:
+            z = self.encoder
+            for group in segment.reads:
+                z = z if group.probe is None else self._fit_reads(index, group.probe, group.norm)
+                for name in group.names:
+                    self.draft.set(name, z)
+            self._fit_writes(index, segment, before)
+            before = segment.end
+        for i, ids in enumerate(self.batches):
+            for replay, streams in ((self.teacher, self.wide), (self.student, self.narrow)):
+                streams[i] = replay.block(index, ids, streams[i]).at(None)
+
+    def fit_head(self) -> None:
+        """Step 4. A scale that turns the head's output into logits may differ between the models."""
+        scale = read_head(self.teacher.model).scale / read_head(self.student.model).scale
+        moments = Ridge()
+        for i, ids in enumerate(self.batches):
+            moments.add(self.student.head(ids, self.narrow[i]), self.teacher.head(ids, self.wide[i]).float() * scale)
+        norm = self.last_norm
+        if not self.tied:
+            self.draft.set(self.head, self._solve_reads(moments, norm, HEAD_RIDGE))
+        elif norm is not None and norm.weight is not None:
+            weight = self.teacher.model.get_output_embeddings().weight.detach().float()
+            self.draft.set_norm(
+                norm, *tied_gains(moments, self.draft.factors[self.head], weight, norm.bias is not None)
+            )
+
+    def _start_wide(self) -> None:
+        for i, ids in enumerate(self.batches):
+            self.wide[i] = self.teacher.start(ids)
+
+    def _decoder(self) -> Tensor:
+        """The decoder [d_T, d_S] of the head's input from the encoded stream, on the scale of `M`."""
+        moments, m = Ridge(), self.encoder
+        for i, ids in enumerate(self.batches):
+            stream = self.wide[i]
+            moments.add(unit(stream.float() @ m), self.teacher.head(ids, stream))
+        d = moments.solve(HEAD_RIDGE).mT.to(m)
+        return d * ((d * m).sum() / d.square().sum())
+
+    def _fit_reads(self, index: int, probe: str, norm: Norm | None) -> Tensor:
+        moments = Ridge()
+        for i, ids in enumerate(self.batches):
+            x = self.student.block(index, ids, self.narrow[i], stop=probe).at(probe)
+            y = self.teacher.block(index, ids, self.wide[i], stop=probe).at(probe)
+            moments.add(x, y, None if norm else _inverse_rms(y))
+        return self._solve_reads(moments, norm, READ_RIDGE)
+
+    def _solve_reads(self, moments: Ridge, norm: Norm | None, ridge: float) -> Tensor:
+        if norm is None or norm.bias is None:
+            return moments.solve(ridge).mT
+        a, b = moments.solve_affine(ridge)
+        self.draft.set_norm(norm, bias=b)
+        return a.mT
+
+    def _fit_writes(self, index: int, segment: Segment, before: str | None) -> None:
+        for write in segment.writes:
+            if write.post:
+                self.draft.set(write.name, self.draft.teacher_gain(write.post)[:, None] * self.encoder)
+                self._fit_post(index, write)
+        if segment.scales is None or min(map(abs, segment.scales)) < 1e-6:
+            return
+        if any(not write.raw and len(self.plan.roles[write.name].teacher_shape) != 2 for write in segment.writes):
+            return
+        prior = torch.cat([self._prior(write) for write in segment.writes])
+        moments = Ridge()
+        for i, ids in enumerate(self.batches):
+            watch = [write.module for write in segment.writes] + ([before] if before else [])
+            ours = self.student.block(index, ids, self.narrow[i], watch, segment.end)
+            theirs = self.teacher.block(index, ids, self.wide[i], stop=segment.end).at(segment.end)
+            last = ours.at(before) if before else self.narrow[i]
+            x = torch.cat(
+                [
+                    scale * self._wide_output(write, ours.calls[write.module])
+                    for scale, write in zip(segment.scales, segment.writes, strict=True)
+                ],
+                1,
+            )
+            target = (theirs.float() @ self.encoder - last).flatten(0, -2)
+            moments.add(x, target - x @ prior, _inverse_rms(theirs))
+        z = moments.solve(WRITE_RIDGE).to(prior) + prior
+        for write, part in zip(segment.writes, z.split(self.plan.teacher_width), strict=True):
+            self.draft.set(write.name, part)
+            if write.post:
+                self._fit_post(index, write)
+
+    def _prior(self, write: Write) -> Tensor:
+        """What a write's factor is pulled towards, for the output that `_wide_output` gives."""
+        z = self.draft.factors[write.name]
+        if write.post is None or write.post.weight is None:
+            return z
+        gains = self.draft.student.get_parameter(write.post.weight) + write.post.offset
+        return z * gains
+
+    def _wide_output(self, write: Write, call: Call) -> Tensor:
+        """What the teacher's write gives for the student's inner activation: [n, d_T] float32.
+
+        A norm behind it divides by the student's own root mean square.
+        """
+        role = self.plan.roles[write.name]
+        weight = self.draft.basis[write.name]
+        if write.raw:
+            module = self.teacher.model.get_submodule(write.module)
+            z = self.draft.factors[next(n for n in self._reads_of(write))]
+            out = call.decoded(z, weight.dtype).run(module).y.float().flatten(0, -2)
+        else:
+            assert role.axis is not None
+            out = call.x.flatten(0, -2) @ weight.movedim(role.axis, -1).float()
+            for bias in self.plan.of_kind("bias"):
+                if bias.factor == write.name:
+                    out = out + self.draft.basis[bias.name].float()
+        return out if write.post is None else out * _inverse_rms(call.y)
+
+    def _reads_of(self, write: Write) -> list[str]:
+        return [role.name for role in self.plan.of_kind("read") if role.module == write.module]
+
+    def _fit_post(self, index: int, write: Write) -> None:
+        """Gains of the norm behind a write: what it gives at gain 1, against the teacher's encoded."""
+        assert write.post is not None
+        self.draft.set_norm(write.post, 1.0, 0.0)
+        moments, module = _Line(), write.post.module
+        for i, ids in enumerate(self.batches):
+            x = self.student.block(index, ids, self.narrow[i], [module]).calls[module].y
+            y = self.teacher.block(index, ids, self.wide[i], [module]).calls[module].y
+            moments.add(x, y.float() @ self.encoder)
+        self.draft.set_norm(write.post, *self._line(moments, write.post))
+
+    def _line(self, moments: _Line, norm: Norm) -> tuple[Tensor, Tensor]:
+        return moments.solve(norm.bias is not None)
+
+
+class _Line:
+    """`y_j ~ gain_j x_j + bias_j`, channel by channel."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()
+        sums = wide(torch.stack([v.sum(0) for v in (x * x, x * y, x, y, torch.ones_like(x))]))
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def solve(self, with_bias: bool) -> tuple[Tensor, Tensor]:
+        """Gains and biases, [d] each, float64; biases 0 unless wanted."""
+        assert self._sums is not None
+        xx, xy, x, y, n = self._sums
+        if not with_bias:
+            return xy / xx.clamp_min(1e-30), torch.zeros_like(x)
+        gain = (xy - x * y / n) / (xx - x * x / n).clamp_min(1e-30)
+        return gain, (y - gain * x) / n
+
+    def ratio(self) -> float:
+        """One gain for all channels."""
+        assert self._sums is not None
+        xx, xy = self._sums[:2].sum(1).tolist()
+        return xy / max(xx, 1e-30)
+
+
+def tied_gains(moments: Ridge, z: Tensor, weight: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
+    """Gains `g` and biases `b` of the norm before a tied head: `min sum |E Z (g u + b) - E y|^2`, u: [d_S], y: [d_T].
+
+    Args:
+        moments: Of `u` and `y`. z: The tied factor [d_T, d_S]. weight: The teacher's head `E` [V, d_T].
+    """
+    gram, z = wide(weight.mT @ weight), wide(z)
+    seen = gram @ z  # [d_T, d_S]
+    inner = z.mT @ seen
+    xx, xy = moments.xx, moments.xy
+    if with_bias:
+        xx = xx - torch.outer(moments.sx, moments.sx) / moments.count
+        xy = xy - torch.outer(moments.sx, moments.sy) / moments.count
+    gains = damped_solve(inner * xx, (xy * seen.mT).sum(1), HEAD_RIDGE)
+    if not with_bias:
+        return gains, torch.zeros_like(gains)
+    missing = (seen.mT @ moments.sy - inner @ (gains * moments.sx)) / moments.count
+    return gains, damped_solve(inner, missing, HEAD_RIDGE)
+
+
+def _outer_norms(norms: Mapping[str, Norm], blocks: Sequence[str]) -> tuple[Norm | None, Norm | None]:
+    """The norm that last runs before the blocks, and the one that last runs after them."""
+    inside = [any(name.startswith(block + ".") for block in blocks) for name in norms]
+    first = inside.index(True) if True in inside else 0
+    before = [norm for i, norm in enumerate(norms.values()) if not inside[i] and i < first]
+    after = [norm for i, norm in enumerate(norms.values()) if not inside[i] and i >= first]
+    return before[-1] if before else None, after[-1] if after else None
+
+
+def _wiring(student: Replay, ids: Tensor, plan: Plan, norms: Mapping[str, Norm]) -> list[list[Segment]]:
+    wiring, stream = [], student.start(ids)
+    for index in range(len(student.blocks)):
+        wiring.append(segments(student, index, ids, stream, plan, norms))
+        stream = student.block(index, ids, stream).at(None)
+    return wiring
+
+
+def _inverse_rms(x: Tensor) -> Tensor:
+    """[n, 1], one over each token's root mean square."""
+    return x.flatten(0, -2).float().square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12).reciprocal()

@@ -1,0 +1,69 @@
+"""Channel selection: the start of RED (arXiv 2605.29327).
+
+One set of channels for every factor, by how active they are in the teacher's residual stream. Over the points l of the
+stream (embedding output and every block's), sequences s and tokens t,
+
+    score_c = mean_l sqrt( sum_s ( mean_t |h_l[s, t, c]| )^2 )
+
+and the `d_S` largest are kept, in ascending order of their index: `Z[i_j, j] = 1`.
+
+Norms start from the teacher's gains at those channels. A root mean square over the kept channels is larger than that
+over all: the kept ones hold nearly all of the stream's square but are fewer, so `rms_S ~ rms_T sqrt(d_T / d_S)`. Gains
+times `sqrt(d_T / d_S)` keep what the reads see at the teacher's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .encoder import one_hot
+from .plan import Plan
+from .replay import Call, block_names
+from .ridge import wide
+
+
+@torch.no_grad()
+def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: int) -> Tensor:
+    """Indices of the `count` most active channels of the teacher's stream, ascending, [count]."""
+    blocks = [teacher.get_submodule(name) for name in block_names(teacher)]
+    squares: list[Tensor | float] = [0.0] * (len(blocks) + 1)
+
+    def see(point: int, stream: Tensor) -> None:
+        squares[point] = squares[point] + wide(stream.float().abs().mean(1)).square().sum(0)  # [d_T]
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(0, Call(args, kwargs).x)
+
+    with ExitStack() as hooks:
+        hooks.callback(blocks[0].register_forward_pre_hook(enter, with_kwargs=True).remove)
+        for index, block in enumerate(blocks):
+
+            def leave(module: nn.Module, args: Any, output: Any, point: int = index + 1) -> None:
+                see(point, Call(args, {}, output).y)
+
+            hooks.callback(block.register_forward_hook(leave).remove)
+        for ids in batches:
+            teacher(input_ids=ids, use_cache=False)
+    scores = torch.stack([torch.as_tensor(square).sqrt() for square in squares]).mean(0)
+    return scores.topk(count).indices.sort().values
+
+
+    """The start as a whole, on checked input."""
+    draft = Draft(teacher, plan)
+    kept = select_channels(teacher, batches, plan.student_width)
+    z = one_hot(kept, plan.teacher_width).to(teacher.device)
+    draft.set_all(z)
+    sample = batches[0][:1]
+    norms = find_norms(draft.student, plan, sample)
+    for role in plan.of_kind("vector"):
+        draft.set_vector(role.name, draft.basis[role.name][kept])
+    for norm in norms.values():
+        draft.set_norm(norm, draft.teacher_gain(norm)[kept] * (plan.teacher_width / plan.student_width) ** 0.5)
+    draft.match_constants(teacher, norms, sample)
+    return draft.start()
