@@ -1,4 +1,4 @@
-"""Factors: each basis is a linear map with its exact adjoint; assignment regenerates the student; names and shapes checked."""
+"""Factors: each basis is linear with its exact adjoint; assignment regenerates the student; names and shapes checked."""
 
 from __future__ import annotations
 

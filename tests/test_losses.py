@@ -133,7 +133,9 @@ def test_micro_batches_with_shared_counts_add_up() -> None:
         assert relative_error(torch.stack([part[i] for part in parts]).sum(), whole[i].detach()) < 1e-12
 
 
-@pytest.mark.parametrize("counts", [{}, {"lm_count": torch.tensor(0), "kl_count": torch.tensor(0)}], ids=["own", "given"])
+@pytest.mark.parametrize(
+    "counts", [{}, {"lm_count": torch.tensor(0), "kl_count": torch.tensor(0)}], ids=["own", "given"]
+)
 @pytest.mark.parametrize("targets", ["all-ignored", "no-rows"])
 def test_nothing_to_count_is_zero_and_not_nan(targets: str, counts: dict[str, Tensor]) -> None:
     case = Case()

@@ -10,7 +10,10 @@ from lowrank_clone.optim import refresh
 
 
 def make(family: str = "llama", dtype: torch.dtype = torch.float64, **options) -> CloneModel:
-    return CloneModel(tiny_model(family, dtype=dtype), 16, temperature=2.0, **options)
+    teacher = tiny_model(family, dtype=dtype)
+    if any(p.ndim == 3 for p in teacher.parameters()):
+        teacher.set_experts_implementation("eager")  # the grouped kernels know no float64
+    return CloneModel(teacher, 16, temperature=2.0, **options)
 
 
 def logits(clone: CloneModel) -> torch.Tensor:

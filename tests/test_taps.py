@@ -205,7 +205,7 @@ def test_each_run_of_a_module_is_compared_with_the_teacher_s_same_run(runs: int)
 
 @pytest.mark.parametrize(("teacher_runs", "student_runs"), [(0, 1), (1, 0), (1, 2), (2, 1)])
 def test_a_module_that_runs_more_often_in_one_model_is_refused(teacher_runs: int, student_runs: int) -> None:
-    with pytest.raises(InputError, match="tap `linear.weight`: module `linear` did not run"):
+    with pytest.raises(InputError, match=r"tap `linear\.weight`: module `linear` did not run"):
         compared(teacher_runs, student_runs)
 
 

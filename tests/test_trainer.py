@@ -1,4 +1,4 @@
-"""`CloneTrainer`: what it optimises, counts, logs and saves; resuming is bit for bit; failures leave the last good state."""
+"""`CloneTrainer`: what it optimises, counts, logs, saves; resuming bit for bit; failures leave the last good state."""
 
 from __future__ import annotations
 
@@ -296,9 +296,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(case: str, stop: int
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = state.global_step == stop
 
-    whole = trainer_of(
-        tmp_path / "whole", resumable(model_options), [MetricsFile(tmp_path / "whole.jsonl")], **options
-    )
+    whole = trainer_of(tmp_path / "whole", resumable(model_options), [MetricsFile(tmp_path / "whole.jsonl")], **options)
     whole.train()
     folder, metrics = tmp_path / "resumed", tmp_path / "resumed.jsonl"
     trainer_of(folder, resumable(model_options), [Stop(), MetricsFile(metrics)], **options).train()
@@ -514,7 +512,9 @@ def test_autocast_precisions_are_refused(precision: str, tmp_path: Path) -> None
         arguments(tmp_path, **{precision: True})
 
 
-@pytest.mark.parametrize("engine", [{"deepspeed": {"zero_optimization": {"stage": 2}}}, {"fsdp": "full_shard"}], ids=str)
+@pytest.mark.parametrize(
+    "engine", [{"deepspeed": {"zero_optimization": {"stage": 2}}}, {"fsdp": "full_shard"}], ids=str
+)
 def test_sharding_engines_are_refused(engine: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training.deepspeed and training.fsdp are not supported"):
         arguments(tmp_path, **engine)

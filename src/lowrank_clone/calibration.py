@@ -28,73 +28,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .draft import Draft, snap
 from .encoder import Basis, stream_statistics
-from .factors import Projected
-from .norms import Norm, unit
-from .plan import Plan, Role
+from .norms import Norm, find_norms, outer_norms, unit
+from .plan import Plan
 from .replay import Call, Replay, Spool
 from .ridge import Ridge, damped_solve, wide
-from .student import build_student
 from .taps import read_head
-from .wiring import Segment, Write, find_norms, segments
+from .wiring import Segment, Write, segments
 
 READ_RIDGE = 1e-3
 WRITE_RIDGE = 1e-1
 HEAD_RIDGE = 1e-4
-
-
-class Draft:
-    """A float32 student under construction: what is set here is generated into its weights at once.
-
-    `factors` and the student's vectors are the start that comes of it.
-    """
-
-    def __init__(self, teacher: PreTrainedModel, plan: Plan) -> None:
-        devices = [teacher.device] if teacher.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(0)
-            self.student = build_student(teacher, plan, torch.float32).eval().requires_grad_(False)
-            z = torch.randn(plan.teacher_width, plan.student_width) / plan.student_width**0.5
-        self.plan = plan
-        self.basis = {name: p.detach() for name, p in teacher.named_parameters(remove_duplicate=False)}
-        self._leaves = dict(self.student.named_parameters())
-        self._biases: dict[str, list[Role]] = {}
-        for role in plan.of_kind("bias"):
-            assert role.factor is not None
-            self._biases.setdefault(role.factor, []).append(role)
-        self.factors: dict[str, Tensor] = {}
-        self.set_all(z.to(teacher.device))
-
-    def set_all(self, z: Tensor) -> None:
-        """One factor for every read and write."""
-        for role in self.plan.of_kind("read", "write"):
-            self.set(role.name, z)
-
-    def set(self, name: str, z: Tensor) -> None:
-        """The factor of a read or write, [d_T, d_S]."""
-        self.factors[name] = z = z.to(self._leaves[name].device, torch.float32)
-        for role in (self.plan.roles[name], *self._biases.get(name, ())):
-            assert role.axis is not None
-            self._leaves[role.name].copy_(Projected(self.basis[role.name], role.axis).generate(z))
-
-    def set_norm(self, norm: Norm, gain: Tensor | float | None = None, bias: Tensor | float | None = None) -> None:
-        """A norm's gains and biases, each [d_S] or one number for all; None leaves them."""
-        for name, value in ((norm.weight, gain), (norm.bias, bias)):
-            if name is not None and value is not None:
-                leaf = self._leaves[name]
-                offset = norm.offset if name == norm.weight else 0.0
-                leaf.copy_((torch.as_tensor(value, device=leaf.device).float() - offset).expand_as(leaf))
-
-    def teacher_gain(self, norm: Norm) -> Tensor:
-        """A norm's gains in the teacher, [d_T] float32."""
-        if norm.weight is None:
-            return torch.ones(self.plan.teacher_width, device=self.student.device)
-        return self.basis[norm.weight].float() + norm.offset
-
-    def start(self) -> dict[str, Tensor]:
-        """Factors and vectors by the student's parameter name, float32."""
-        vectors = {role.name: self._leaves[role.name].detach().clone() for role in self.plan.of_kind("vector")}
-        return {**{name: z.contiguous() for name, z in self.factors.items()}, **vectors}
 
 
 @torch.no_grad()
@@ -122,20 +67,13 @@ class _Sweep:
         self.batches, self.plan, self.draft = batches, plan, Draft(teacher, plan)
         student, sample = self.draft.student, batches[0][:1]
         self.teacher, self.student = Replay(teacher, sample), Replay(student, sample)
-        norms = find_norms(student, plan, self.student, sample)
-        self.first_norm, self.last_norm = _outer_norms(norms, self.student.names)
+        norms = find_norms(student, plan, sample)
+        self.first_norm, self.last_norm = outer_norms(norms, self.student.names)
         self.wiring = _wiring(self.student, sample, plan, norms)
         for norm in norms.values():
             self.draft.set_norm(norm, 1.0, 0.0)
         self.wide, self.narrow = Spool(teacher.device), Spool(teacher.device)
-        names = {id(parameter): name for name, parameter in student.named_parameters()}
-        self.embedding = names[id(student.get_input_embeddings().weight)]
-        self.head = names[id(student.get_output_embeddings().weight)]
         self.encoder = torch.empty(0)
-
-    @property
-    def tied(self) -> bool:
-        return self.head == self.embedding
 
     def encode(self, basis: Basis, step: Callable[[], None]) -> None:
         """Steps 1 and 2: `M`, every factor at it, and the embedding's factor."""
@@ -152,20 +90,20 @@ class _Sweep:
         )
         self.encoder = m = statistics.encoder(basis, self.plan.student_width).to(self.draft.student.device)
         self.draft.set_all(m)
-        if self.tied and basis != "channels":
-            self.draft.set(self.embedding, self._decoder())
+        if self.draft.tied and basis != "channels":
+            self.draft.set(self.draft.embedding, self._decoder())
 
     def start(self) -> None:
         """Both models at the first block, the student's embedding on the scale of the encoded stream."""
         self._start_wide()
-        z = self.draft.factors[self.embedding]
+        z = self.draft.factors[self.draft.embedding]
         moments = _Line()
         for i, ids in enumerate(self.batches):
             moments.add(self.student.start(ids), self.wide[i].float() @ z)
         if self.first_norm:
             self.draft.set_norm(self.first_norm, *self._line(moments, self.first_norm))
-        elif abs(moments.ratio() - 1) > 1e-2:  # a constant that the family derives from the width
-            self.draft.set(self.embedding, z * moments.ratio())
+        else:
+            self.draft.set(self.draft.embedding, z * snap(moments.ratio()))
         for i, ids in enumerate(self.batches):
             self.narrow[i] = self.student.start(ids)
 
@@ -191,12 +129,12 @@ class _Sweep:
         for i, ids in enumerate(self.batches):
             moments.add(self.student.head(ids, self.narrow[i]), self.teacher.head(ids, self.wide[i]).float() * scale)
         norm = self.last_norm
-        if not self.tied:
-            self.draft.set(self.head, self._solve_reads(moments, norm, HEAD_RIDGE))
+        if not self.draft.tied:
+            self.draft.set(self.draft.head, self._solve_reads(moments, norm, HEAD_RIDGE))
         elif norm is not None and norm.weight is not None:
             weight = self.teacher.model.get_output_embeddings().weight.detach().float()
             self.draft.set_norm(
-                norm, *tied_gains(moments, self.draft.factors[self.head], weight, norm.bias is not None)
+                norm, *tied_gains(moments, self.draft.factors[self.draft.head], weight, norm.bias is not None)
             )
 
     def _start_wide(self) -> None:
@@ -348,15 +286,6 @@ def tied_gains(moments: Ridge, z: Tensor, weight: Tensor, with_bias: bool) -> tu
         return gains, torch.zeros_like(gains)
     missing = (seen.mT @ moments.sy - inner @ (gains * moments.sx)) / moments.count
     return gains, damped_solve(inner, missing, HEAD_RIDGE)
-
-
-def _outer_norms(norms: Mapping[str, Norm], blocks: Sequence[str]) -> tuple[Norm | None, Norm | None]:
-    """The norm that last runs before the blocks, and the one that last runs after them."""
-    inside = [any(name.startswith(block + ".") for block in blocks) for name in norms]
-    first = inside.index(True) if True in inside else 0
-    before = [norm for i, norm in enumerate(norms.values()) if not inside[i] and i < first]
-    after = [norm for i, norm in enumerate(norms.values()) if not inside[i] and i >= first]
-    return before[-1] if before else None, after[-1] if after else None
 
 
 def _wiring(student: Replay, ids: Tensor, plan: Plan, norms: Mapping[str, Norm]) -> list[list[Segment]]:

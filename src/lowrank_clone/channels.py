@@ -14,7 +14,7 @@ times `sqrt(d_T / d_S)` keep what the reads see at the teacher's scale.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,10 +22,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .draft import Draft, snap
 from .encoder import one_hot
+from .norms import Norm, find_norms, outer_norms
 from .plan import Plan
-from .replay import Call, block_names
+from .replay import Call, block_names, first_stream
 from .ridge import wide
+from .taps import read_head
 
 
 @torch.no_grad()
@@ -54,16 +57,34 @@ def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: 
     return scores.topk(count).indices.sort().values
 
 
-    """The start as a whole, on checked input."""
-    draft = Draft(teacher, plan)
+@torch.no_grad()
+def select(teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The start as a whole, on checked input: factors and vectors by the student's parameter name."""
+    draft, sample = Draft(teacher, plan), batches[0][:1]
     kept = select_channels(teacher, batches, plan.student_width)
-    z = one_hot(kept, plan.teacher_width).to(teacher.device)
-    draft.set_all(z)
-    sample = batches[0][:1]
+    draft.set_all(one_hot(kept, plan.teacher_width))
     norms = find_norms(draft.student, plan, sample)
     for role in plan.of_kind("vector"):
         draft.set_vector(role.name, draft.basis[role.name][kept])
+    scale = (plan.teacher_width / plan.student_width) ** 0.5
+    gains = {norm.module: draft.teacher_gain(norm)[kept] * scale for norm in norms.values()}
+    _match_constants(teacher, draft, norms, gains, sample)
     for norm in norms.values():
-        draft.set_norm(norm, draft.teacher_gain(norm)[kept] * (plan.teacher_width / plan.student_width) ** 0.5)
-    draft.match_constants(teacher, norms, sample)
+        draft.set_norm(norm, gains[norm.module])
     return draft.start()
+
+
+def _match_constants(
+    teacher: PreTrainedModel, draft: Draft, norms: Mapping[str, Norm], gains: dict[str, Tensor], ids: Tensor
+) -> None:
+    """Let the embedding and the last norm make up for constants that a family derives from the width, if any."""
+    z = draft.factors[draft.embedding]
+    ratio = 1.0
+    first, last = outer_norms(norms, block_names(teacher))
+    if first is None:
+        ours, theirs = first_stream(draft.student, ids), first_stream(teacher, ids).float() @ z
+        ratio = snap(float((ours * theirs).sum() / ours.square().sum().clamp_min(1e-30)))
+        draft.set(draft.embedding, z * ratio)
+    if last is not None:
+        scale = read_head(teacher).scale / read_head(draft.student).scale
+        gains[last.module] = gains[last.module] * (scale / ratio if draft.tied else scale)

@@ -7,7 +7,8 @@ calibrated    ours: regressions that follow the teacher's residual stream throug
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import get_args
 
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from . import channels
 from .calibration import calibrate
 from .encoder import Basis
 from .errors import InputError
 from .plan import Plan
+from .replay import block_names
 
 
 def random_start(plan: Plan, std: float = 0.02, seed: int = 0) -> dict[str, Tensor]:
@@ -31,6 +34,30 @@ def random_start(plan: Plan, std: float = 0.02, seed: int = 0) -> dict[str, Tens
     return {
         role.name: torch.empty(shape).normal_(std=std, generator=generator) for role in plan.of_kind("read", "write")
     }
+
+
+def channels_start(
+    teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], *, sequences: int = 15
+) -> dict[str, Tensor]:
+    """Factors that select the teacher's most active channels (RED, arXiv 2605.29327; see `channels.py`).
+
+    Args:
+        batches: Token ids [batch, length], on any device.
+        sequences: How many of their sequences are looked at (all, if there are fewer).
+
+    Returns:
+        One-hot factors [d_T, d_S] and vectors [d_S] by the student's parameter name, float32 on the teacher's device.
+        The embedding's is scaled where the family derives an embedding scale from the width.
+
+    Raises:
+        InputError: There is no text.
+    """
+    rows = [row[None] for ids in batches for row in ids][:sequences]
+    if not rows:
+        raise InputError("calibration text: got no sequences; channels are chosen by activations, so give some text")
+    rows = [row.to(teacher.device) for row in rows]
+    with evaluating(teacher):
+        return channels.select(teacher, plan, rows)
 
 
 def calibrated_start(
@@ -58,13 +85,23 @@ def calibrated_start(
     """
     _check(plan, batches, basis)
     batches = [ids.to(teacher.device) for ids in batches]
-    training = teacher.training
-    blocks = int(teacher.config.get_text_config().num_hidden_layers)
+    steps = 2 * len(block_names(teacher))
+    with (
+        evaluating(teacher),
+        tqdm(total=steps, desc="calibrating", unit="block", dynamic_ncols=True, disable=not progress) as bar,
+    ):
+        return calibrate(teacher, plan, batches, basis, lambda: bar.update() and None)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model in eval mode, and afterwards as it was."""
+    training = model.training
+    model.eval()
     try:
-        with tqdm(total=2 * blocks, desc="calibrating", unit="block", dynamic_ncols=True, disable=not progress) as bar:
-            return calibrate(teacher.eval(), plan, batches, basis, lambda: bar.update() and None)
+        yield
     finally:
-        teacher.train(training)
+        model.train(training)
 
 
 def _check(plan: Plan, batches: Sequence[Tensor], basis: str) -> None:

@@ -6,10 +6,16 @@ A norm is told by what it does: it takes one tensor and returns one of the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .plan import Plan, Role
+from .replay import Call, block_names
 
 
 @dataclass(frozen=True)
@@ -62,3 +68,57 @@ def module_at(module: nn.Module, vector: Tensor, value: float, x: Tensor) -> Ten
     """The module's output with one of its vectors set to `value`."""
     vector.fill_(value)
     return module(x)
+
+
+def find_norms(model: PreTrainedModel, plan: Plan, ids: Tensor) -> dict[str, Norm]:
+    """Every norm of the residual width that runs, by its module, in the order in which they run.
+
+    `model` is the student in float32: its norms have the conventions of the teacher's.
+    """
+    calls: dict[str, Call] = {}
+    owners, blocks = _vector_owners(plan), block_names(model)
+    handles = []
+    for name in owners:
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+            calls[name] = Call(args, kwargs, output)
+
+        handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+    try:
+        model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    norms: dict[str, Norm] = {}
+    for name, call in calls.items():
+        single = len(call.args) + len(call.kwargs) == 1 and isinstance(call.output, Tensor)
+        if name not in blocks and single and call.x.shape == call.y.shape:
+            weight, bias = _weight_and_bias(model.get_submodule(name), owners[name])
+            norms[name] = read_norm(name, model.get_submodule(name), weight, bias)
+    return norms
+
+
+def outer_norms(norms: Mapping[str, Norm], blocks: Sequence[str]) -> tuple[Norm | None, Norm | None]:
+    """The norm that last runs before the blocks, and the one that last runs after them."""
+    inside = [any(name.startswith(block + ".") for block in blocks) for name in norms]
+    first = inside.index(True) if True in inside else 0
+    before = [norm for i, norm in enumerate(norms.values()) if not inside[i] and i < first]
+    after = [norm for i, norm in enumerate(norms.values()) if not inside[i] and i >= first]
+    return before[-1] if before else None, after[-1] if after else None
+
+
+def _vector_owners(plan: Plan) -> dict[str, list[Role]]:
+    """Modules that own vectors of the residual width and no matrix of it."""
+    owners: dict[str, list[Role]] = {}
+    for role in plan.of_kind("vector"):
+        owners.setdefault(role.module, []).append(role)
+    mixed = {role.module for role in plan.of_kind("read", "write", "bias")}
+    return {name: roles for name, roles in owners.items() if name not in mixed}
+
+
+def _weight_and_bias(module: nn.Module, roles: Iterable[Role]) -> tuple[str | None, str | None]:
+    """Which vector multiplies and which is added."""
+    names = [role.name for role in roles]
+    weight = next((name for name in names if name.endswith("weight")), None)
+    bias = next((name for name in names if name.endswith("bias")), None)
+    return weight, bias

@@ -82,15 +82,14 @@ class Replay:
 
     def __init__(self, model: PreTrainedModel, ids: Tensor) -> None:
         self.model = model
-        self.names = _chain(model)
+        self.names = block_names(model)
         self.blocks = [model.get_submodule(name) for name in self.names]
-        self._head = model.get_output_embeddings()
         self._extra: list[int | None] = [None] * len(self.blocks)
         self._check(ids)
 
     def start(self, ids: Tensor) -> Tensor:
         """The stream into the first block, [batch, length, d]."""
-        return self._enter(self.blocks[0], ids).x
+        return first_stream(self.model, ids)
 
     def block(
         self, index: int, ids: Tensor, stream: Tensor, watch: Iterable[str] = (), stop: str | None = None
@@ -128,31 +127,13 @@ class Replay:
                 hooks.callback(module.register_forward_hook(leave(name), with_kwargs=True).remove)
             hooks.callback(self.blocks[index].register_forward_hook(end, with_kwargs=True).remove)
             hooks.enter_context(self._skipped(index, stream))
-            self._run(ids)
+            _run(self.model, ids)
         return seen
 
     def head(self, ids: Tensor, stream: Tensor) -> Tensor:
         """What the LM head is given, [batch, length, d], for the last block's output `stream`."""
         with self._skipped(len(self.blocks), stream):
-            return self._enter(self._head, ids).x
-
-    def _enter(self, module: nn.Module, ids: Tensor) -> Call:
-        caught: list[Call] = []
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append(Call(args, kwargs))
-            raise _Seen
-
-        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            self._run(ids)
-        finally:
-            handle.remove()
-        return caught[0]
-
-    def _run(self, ids: Tensor) -> None:
-        with suppress(_Seen):
-            self.model(input_ids=ids, use_cache=False)
+            return _on_entry(self.model, self.model.get_output_embeddings(), ids).x
 
     @contextmanager
     def _skipped(self, count: int, stream: Tensor) -> Iterator[None]:
@@ -218,7 +199,12 @@ class Spool:
         return self._items[index].to(self._device, copy=True)
 
 
-def _chain(model: PreTrainedModel) -> list[str]:
+def first_stream(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The stream into the first block, [batch, length, d]."""
+    return _on_entry(model, model.get_submodule(block_names(model)[0]), ids).x
+
+
+def block_names(model: PreTrainedModel) -> list[str]:
     """Names of the model's blocks: of its lists of blocks, the one that holds most parameters."""
     chains: dict[str, list[str]] = {}
     for name in Groups(model).blocks:
@@ -226,6 +212,27 @@ def _chain(model: PreTrainedModel) -> list[str]:
     if not chains:
         raise InputError(f"start: `{model.config.model_type}` has no list of blocks to calibrate; use `random`")
     return max(chains.values(), key=lambda names: sum(_size(model.get_submodule(name)) for name in names))
+
+
+def _on_entry(model: PreTrainedModel, module: nn.Module, ids: Tensor) -> Call:
+    """The first call of a module, which ends the pass."""
+    caught: list[Call] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(Call(args, kwargs))
+        raise _Seen
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        _run(model, ids)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def _run(model: PreTrainedModel, ids: Tensor) -> None:
+    with suppress(_Seen):
+        model(input_ids=ids, use_cache=False)
 
 
 def _size(module: nn.Module) -> int:

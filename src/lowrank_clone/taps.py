@@ -38,7 +38,7 @@ def observe(model: nn.Module, taps: Iterable[TapSpec], width: int, observer: Obs
 
 @contextmanager
 def calls(model: nn.Module, taps: Iterable[TapSpec]) -> Iterator[set[str]]:
-    """The names of those taps whose module is called in this context; some only hold a weight that their parent uses."""
+    """Names of the taps whose module is called in this context; some only hold a weight that their parent uses."""
     seen: set[str] = set()
     with ExitStack() as hooks:
         for tap in taps:

@@ -10,15 +10,14 @@ Tensors are told apart by the memory they lie in, so that reshaped views count a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from .norms import Norm, read_norm
+from .norms import Norm
 from .plan import Plan, Role
 from .replay import Call, Replay
 
@@ -73,34 +72,6 @@ class _Event:
     @property
     def result(self) -> Any:
         return _place(self.call.y)
-
-
-def find_norms(model: PreTrainedModel, plan: Plan, replay: Replay, ids: Tensor) -> dict[str, Norm]:
-    """Every norm of the residual width that runs, by its module, in the order in which they run.
-
-    `model` is the student in float32: its norms have the conventions of the teacher's.
-    """
-    calls: dict[str, Call] = {}
-    owners = _vector_owners(plan)
-    handles = []
-    for name in owners:
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-            calls[name] = Call(args, kwargs, output)
-
-        handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-    try:
-        model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    norms: dict[str, Norm] = {}
-    for name, call in calls.items():
-        single = len(call.args) + len(call.kwargs) == 1 and isinstance(call.output, Tensor)
-        if name not in replay.names and single and call.x.shape == call.y.shape:
-            weight, bias = _weight_and_bias(model.get_submodule(name), owners[name])
-            norms[name] = read_norm(name, model.get_submodule(name), weight, bias)
-    return norms
 
 
 def segments(
@@ -211,20 +182,3 @@ def _scales(outputs: list[Tensor], delta: Tensor) -> tuple[float, ...] | None:
 
 def _place(x: Tensor) -> Any:
     return x.untyped_storage().data_ptr(), x.storage_offset(), x.numel()
-
-
-def _vector_owners(plan: Plan) -> dict[str, list[Role]]:
-    """Modules that own vectors of the residual width and no matrix of it."""
-    owners: dict[str, list[Role]] = {}
-    for role in plan.of_kind("vector"):
-        owners.setdefault(role.module, []).append(role)
-    mixed = {role.module for role in plan.of_kind("read", "write", "bias")}
-    return {name: roles for name, roles in owners.items() if name not in mixed}
-
-
-def _weight_and_bias(module: nn.Module, roles: Iterable[Role]) -> tuple[str | None, str | None]:
-    """Which vector multiplies and which is added."""
-    names = [role.name for role in roles]
-    weight = next((name for name in names if name.endswith("weight")), None)
-    bias = next((name for name in names if name.endswith("bias")), None)
-    return weight, bias

@@ -41,9 +41,7 @@ def split(samples: list[dict[str, Tensor]], parts: int) -> list[dict[str, Tensor
 
 
 def clone(normalization: str, family: str = "llama") -> CloneModel:
-    return CloneModel(
-        tiny_model(family), 16, factor_std=0.2, kl_weight=0.7, clone_normalization=normalization
-    ).train()
+    return CloneModel(tiny_model(family), 16, factor_std=0.2, kl_weight=0.7, clone_normalization=normalization).train()
 
 
 def accumulate(model: CloneModel, micro_batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -34,7 +34,9 @@ def assert_close(ours: dict[str, Tensor], truth: dict[str, Tensor], tolerance: f
 # --- gradient checkpointing -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"clone_normalization": "target", "attn_out_tap": "teacher"}], ids=["", "opts"])
+@pytest.mark.parametrize(
+    "options", [{}, {"clone_normalization": "target", "attn_out_tap": "teacher"}], ids=["", "opts"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_gives_the_same_loss_and_gradients(family: str, options: dict[str, Any]) -> None:
     plain, checkpointed = clone(family, **options), clone(family, **options)
