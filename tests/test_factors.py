@@ -1,4 +1,4 @@
-"""Factors: each basis is linear with its exact adjoint; assignment regenerates the student; names and shapes checked."""
+"""Factors: each basis is linear with its exact adjoint; assignment regenerates the student; names, shapes checked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from oracles import relative_error
 from tiny import batch, tiny_model
 from torch import nn
 
+from lowrank_clone.bases import Basis, Core, Identity, Projected, factor_dtype
 from lowrank_clone.errors import InputError
-from lowrank_clone.factors import Basis, Core, Factors, Identity, Link, Projected, factor_dtype
+from lowrank_clone.factors import Factors, Link
 from lowrank_clone.model import CloneModel
 
 Q = "model.layers.0.self_attn.q_proj.weight"

@@ -9,8 +9,9 @@ import torch
 from tiny import batch, tiny_model
 from torch import nn
 
+from lowrank_clone.batches import count_tokens
 from lowrank_clone.errors import InputError
-from lowrank_clone.model import CloneModel, count_tokens
+from lowrank_clone.model import CloneModel
 
 
 def clone(family: str = "llama", **options: Any) -> CloneModel:

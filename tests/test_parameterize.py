@@ -5,7 +5,7 @@ import torch
 from tiny import FAMILIES, batch, tiny_model
 
 from lowrank_clone import CloneModel, InputError, bind
-from lowrank_clone.factors import Core
+from lowrank_clone.bases import Core
 from lowrank_clone.optim import refresh
 
 

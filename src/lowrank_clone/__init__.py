@@ -14,8 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batches import CloneOutput, count_tokens
     from .errors import InputError
-    from .model import CloneModel, CloneOutput, count_tokens
+    from .model import CloneModel
     from .optim import bind
     from .plan import Plan, make_plan
     from .trainer import CloneArguments, CloneTrainer
@@ -35,12 +36,12 @@ __all__ = [
 _HOMES = {
     "CloneArguments": "trainer",
     "CloneModel": "model",
-    "CloneOutput": "model",
+    "CloneOutput": "batches",
     "CloneTrainer": "trainer",
     "InputError": "errors",
     "Plan": "plan",
     "bind": "optim",
-    "count_tokens": "model",
+    "count_tokens": "batches",
     "make_plan": "plan",
 }
 

@@ -224,3 +224,27 @@ def input_axis(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], axes: M
     if len(set(widths.values())) > 1:
         return axes[max(widths, key=lambda name: widths[name])] or -1
     return -1
+
+
+def residual_axis(
+    name: str, teacher: tuple[int, ...], student: tuple[int, ...], d_t: int, d_s: int, model_type: str
+) -> int | None:
+    """The axis (negative) that went from `d_T` to `d_S`, or None where the shapes are equal."""
+    changed = [i - len(teacher) for i in range(len(teacher)) if teacher[i] != student[i]]
+    if not changed:
+        return None
+    if len(changed) == 1 and (teacher[changed[0]], student[changed[0]]) == (d_t, d_s):
+        return changed[0]
+    raise InputError(
+        f"`{model_type}`: `{name}` goes from {list(teacher)} to {list(student)} when hidden_size goes from {d_t} to "
+        f"{d_s}; expected one axis {d_t} -> {d_s}. This family ties an inner width to `hidden_size`, so only another "
+        "architecture would be narrower; it is not supported"
+    )
+
+
+def is_bias_of(shape: tuple[int, ...], axis: int | None, write: tuple[int, ...], write_axis: int | None) -> bool:
+    """Whether a parameter of this shape is the bias of a write: the write's shape without its input axis."""
+    if axis != -1 or write_axis is None:
+        return False
+    input_axis = len(write) - 3 - write_axis
+    return shape == tuple(n for i, n in enumerate(write) if i != input_axis)

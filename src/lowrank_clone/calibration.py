@@ -88,7 +88,9 @@ class _Sweep:
             self.wide,
             step,
         )
-        self.encoder = m = statistics.encoder(basis, self.plan.student_width).to(self.draft.student.device)
+        centered = self.last_norm is not None and self.last_norm.centers
+        m = statistics.encoder(basis, self.plan.student_width, centered).to(self.draft.student.device)
+        self.encoder = m
         self.draft.set_all(m)
         if self.draft.tied and basis != "channels":
             self.draft.set(self.draft.embedding, self._decoder())
@@ -101,7 +103,7 @@ class _Sweep:
         for i, ids in enumerate(self.batches):
             moments.add(self.student.start(ids), self.wide[i].float() @ z)
         if self.first_norm:
-            self.draft.set_norm(self.first_norm, *self._line(moments, self.first_norm))
+            self.draft.set_norm(self.first_norm, *moments.solve(self.first_norm.bias is not None))
         else:
             self.draft.set(self.draft.embedding, z * snap(moments.ratio()))
         for i, ids in enumerate(self.batches):
@@ -146,7 +148,9 @@ class _Sweep:
         moments, m = Ridge(), self.encoder
         for i, ids in enumerate(self.batches):
             stream = self.wide[i]
-            moments.add(unit(stream.float() @ m), self.teacher.head(ids, stream))
+            encoded = stream.float() @ m
+            unit_length = self.last_norm.unit(encoded) if self.last_norm else unit(encoded)
+            moments.add(unit_length, self.teacher.head(ids, stream))
         d = moments.solve(HEAD_RIDGE).mT.to(m)
         return d * ((d * m).sum() / d.square().sum())
 
@@ -235,10 +239,7 @@ class _Sweep:
             x = self.student.block(index, ids, self.narrow[i], [module]).calls[module].y
             y = self.teacher.block(index, ids, self.wide[i], [module]).calls[module].y
             moments.add(x, y.float() @ self.encoder)
-        self.draft.set_norm(write.post, *self._line(moments, write.post))
-
-    def _line(self, moments: _Line, norm: Norm) -> tuple[Tensor, Tensor]:
-        return moments.solve(norm.bias is not None)
+        self.draft.set_norm(write.post, *moments.solve(write.post.bias is not None))
 
 
 class _Line:

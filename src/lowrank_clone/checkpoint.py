@@ -27,7 +27,7 @@ def save_clone(clone: CloneModel, folder: Path) -> None:
         tensors |= {f"target_squares:{name}": value for name, value in clone.target_squares.state_dict().items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / FACTORS_FILE)
     (folder / PLAN_FILE).write_text(
-        json.dumps({**clone.plan.fingerprint(), "teacher": _digest(clone), "kinds": clone.kinds})
+        json.dumps({**fingerprint(clone.plan), "teacher": _digest(clone), "kinds": clone.kinds})
     )
 
 
@@ -57,7 +57,7 @@ def check_plan(plan: Plan, folder: Path) -> None:
     Raises:
         InputError: What differs first.
     """
-    theirs, ours = _read_plan(folder), plan.fingerprint()
+    theirs, ours = _read_plan(folder), fingerprint(plan)
     for key in ("model_type", "teacher_width", "student_width"):
         if theirs[key] != ours[key]:
             raise InputError(
@@ -66,6 +66,16 @@ def check_plan(plan: Plan, folder: Path) -> None:
     for name in sorted(set(theirs["roles"]) | set(ours["roles"])):
         if theirs["roles"].get(name) != ours["roles"].get(name):
             raise InputError(f"{folder}: its parameter `{name}` differs from this run's; resume with the same teacher")
+
+
+def fingerprint(plan: Plan) -> dict[str, Any]:
+    """What must be equal for a checkpoint of one run to be loaded into another."""
+    return {
+        "model_type": plan.teacher_config.model_type,
+        "teacher_width": plan.teacher_width,
+        "student_width": plan.student_width,
+        "roles": {name: [role.kind, *role.student_shape] for name, role in plan.roles.items()},
+    }
 
 
 def _read_plan(folder: Path) -> dict[str, Any]:

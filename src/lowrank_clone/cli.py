@@ -16,6 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from . import commands
     from .trainer import NonFiniteLoss
 
+    if not sys.stderr.isatty():
+        commands.quiet_bars()
+
     try:
         commands.COMMANDS[arguments.command](arguments)
     except InputError as error:

@@ -9,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import datasets
+import huggingface_hub
+import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
 
 # Tables and reports go to standard output, so that they can be piped.
 console = Console(highlight=False, soft_wrap=True)
+
+
+def quiet_bars() -> None:
+    """No progress bars of the libraries' where nobody watches them (a file, a pipe)."""
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.utils.disable_progress_bars()
 
 
 def train(arguments: Namespace) -> None:
@@ -105,7 +115,7 @@ def inspect(arguments: Namespace) -> None:
         raise InputError(f"`{run}` holds no recipe.yaml; expected the folder of a run")
     if last_checkpoint(run) is None:
         raise InputError(f"`{run}` holds no complete checkpoint; let the run go on until it has saved one")
-    recipe = load_recipe(str(run / "recipe.yaml"), [f"training.output_dir={run}"])
+    recipe = load_recipe(str(run / "recipe.yaml"), [f"training.output_dir={run}", "method.compile=false"])
     job = check(recipe, resume=True)
     assert job.checkpoint is not None
     prepared = prepare_data(job)

@@ -133,8 +133,8 @@ class MethodConfig:
     """Folder of an earlier run or checkpoint of the same plan whose factors are the start, in place of `init`."""
     parameterization: Literal["projected"] | dict[str, ParameterizationKind | Switch] = "projected"
     """projected is W = B · Z with the teacher's weight as B. Or a kind for each group (attention, ffn, experts,
-    embedding, head): projected, dense (W itself) or core (W in a complete orthonormal basis); {kind, from_step} switches
-    later."""
+    embedding, head): projected, dense (W itself) or core (W in a complete orthonormal basis); {kind, from_step}
+    switches later."""
     head_factor: Literal["own", "embedding"] = "own"
     """Whether an untied LM head has a factor of its own or shares the embedding's."""
     baseline: Literal["scratch", "logit_kd", "channels_dense"] | None = None

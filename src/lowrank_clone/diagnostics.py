@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .architecture import Groups
+from .bases import Projected
 from .errors import InputError
 from .evaluate import language_loss
-from .factors import Factors, Projected
+from .factors import Factors
 from .parameterize import TARGET
 from .plan import Plan, TapSpec
 from .taps import head_input, tap_output

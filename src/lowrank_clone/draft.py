@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .factors import Projected
+from .bases import Projected
 from .norms import Norm
 from .plan import Plan, Role
 from .student import build_student

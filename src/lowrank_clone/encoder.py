@@ -34,23 +34,35 @@ class StreamStatistics:
     covariance: Tensor
     metric: Tensor
 
-    def encoder(self, basis: Basis, width: int) -> Tensor:
+    def encoder(self, basis: Basis, width: int, centered: bool) -> Tensor:
         """`M` [d_T, d_S], orthonormal columns, float32.
 
-        reads      minimises  sum_r E |W_r (x_r - its best reconstruction from M^T u)|^2: the leading eigenvectors
-                   of G^1/2 C G^1/2, mapped by G^1/2 and orthonormalised  (reduced-rank regression; ours)
-        channels   one-hot columns: the largest C_ii G_ii                  (ours, after RED, arXiv 2605.29327)
-        pca        the leading eigenvectors of C
+            reads      minimises  sum_r E |W_r (x_r - its best reconstruction from M^T u)|^2: the leading eigenvectors
+                       of G^1/2 C G^1/2, mapped by G^1/2 and orthonormalised  (reduced-rank regression; ours)
+            channels   one-hot columns: the largest C_ii G_ii                  (ours, after RED, arXiv 2605.29327)
+            pca        the leading eigenvectors of C
+
+        Args:
+            centered: The norms subtract the mean over channels, so the student loses one direction of its stream: the
+                least of `M` is rotated there.
         """
         c, g = self.covariance, self.metric
         if basis == "channels":
             return one_hot((c.diagonal() * g.diagonal()).topk(width).indices, len(c))
         if basis == "pca":
-            return torch.linalg.eigh(c)[1][:, -width:].float().contiguous()
-        values, vectors = torch.linalg.eigh(g)
-        root = (vectors * values.clamp_min(values.max() * 1e-9).sqrt()) @ vectors.mT
-        leading = torch.linalg.eigh(root @ c @ root)[1][:, -width:]
-        return torch.linalg.qr(root @ leading)[0].float().contiguous()
+            m = torch.linalg.eigh(c)[1].flip(-1)[:, :width]
+        else:
+            values, vectors = torch.linalg.eigh(g)
+            root = (vectors * values.clamp_min(values.max() * 1e-9).sqrt()) @ vectors.mT
+            m = torch.linalg.qr(root @ torch.linalg.eigh(root @ c @ root)[1].flip(-1)[:, :width])[0]
+        return (_last_to_mean(m) if centered else m).float().contiguous()
+
+
+def _last_to_mean(m: Tensor) -> Tensor:
+    """`m` [d_T, d_S] reflected so that its last column becomes what a mean over the new columns measures."""
+    v = m.new_full((m.shape[1],), -(m.shape[1] ** -0.5))
+    v[-1] += 1
+    return m - torch.outer(m @ v, v) * (2 / (v @ v))
 
 
 def one_hot(channels: Tensor, width: int) -> Tensor:

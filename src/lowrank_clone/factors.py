@@ -18,95 +18,14 @@ norm at 1.0 would never move.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from .bases import Basis, matmul_precision
 from .errors import InputError
-
-
-class Basis(ABC):
-    """A frozen linear map from a factor to a deployed tensor."""
-
-    @abstractmethod
-    def generate(self, factor: Tensor) -> Tensor:
-        """The deployed tensor, in the factor's dtype."""
-
-    @abstractmethod
-    def adjoint(self, grad: Tensor) -> Tensor:
-        """The factor's gradient for the gradient `grad` of the deployed tensor; both in the factor's dtype."""
-
-    def write(self, factor: Tensor, leaf: Tensor) -> None:
-        """`leaf <- generate(factor)`."""
-        leaf.copy_(self.generate(factor))
-
-
-class Identity(Basis):
-    """`W = Z`: the deployed tensor itself is trained."""
-
-    def generate(self, factor: Tensor) -> Tensor:
-        return factor
-
-    def adjoint(self, grad: Tensor) -> Tensor:
-        return grad
-
-
-class Projected(Basis):
-    """`W = B x_axis Z`: the residual axis of the teacher's tensor, contracted with `Z: [d_T, d_S]`.
-
-    `axis` counts from the end. A read [out, d_T] gives `B Z`, a write [d_T, in] gives `Z^T B`, a write's bias [d_T]
-    gives `Z^T b`, expert tensors [expert, .., ..] the same for every expert.
-    """
-
-    def __init__(self, basis: Tensor, axis: int) -> None:
-        self.basis = basis
-        self.axis = axis
-
-    def generate(self, factor: Tensor) -> Tensor:
-        rows = self.basis.detach().to(factor.dtype).movedim(self.axis, -1)  # [..., d_T]
-        return (rows @ factor).movedim(-1, self.axis)
-
-    def write(self, factor: Tensor, leaf: Tensor) -> None:
-        basis = self.basis.detach()
-        if basis.ndim == 2 and basis.dtype == factor.dtype == leaf.dtype and type(leaf) is nn.Parameter:
-            left, right = (basis, factor) if self.axis == -1 else (factor.T, basis)
-            torch.mm(left, right, out=leaf)
-        else:
-            super().write(factor, leaf)
-
-    def adjoint(self, grad: Tensor) -> Tensor:
-        rows = self.basis.detach().to(grad.dtype).movedim(self.axis, -1)
-        columns = grad.movedim(self.axis, -1)  # [..., d_S]
-        return rows.reshape(-1, rows.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
-
-
-class Core(Basis):
-    """`W = [T U] Z`: `T` an orthonormal basis of the column space of the teacher's tensor, `U` of its complement.
-
-    Z has the shape of W; along the inner axis its first entries are coefficients of T, which the projected weight has
-    all of, and the rest those of U, zero at that start (CORE-LRC, arXiv 2609.02006). The square basis of the inner
-    width is never formed: it is the product of the Householder reflections of a QR decomposition, as large as the
-    teacher's tensor.
-    """
-
-    def __init__(self, weight: Tensor, axis: int, dtype: torch.dtype) -> None:
-        self.axis = axis
-        self.reflections, self.scales = torch.geqrf(weight.detach().movedim(axis, -1).to(dtype))
-        self.reflections = self.reflections[..., : self.scales.shape[-1]].contiguous()
-
-    def generate(self, factor: Tensor) -> Tensor:
-        return self._rotate(factor, transpose=False)
-
-    def adjoint(self, grad: Tensor) -> Tensor:
-        return self._rotate(grad, transpose=True)
-
-    def _rotate(self, tensor: Tensor, transpose: bool) -> Tensor:
-        columns = tensor.movedim(self.axis, -1).contiguous()
-        return torch.ormqr(self.reflections, self.scales, columns, transpose=transpose).movedim(-1, self.axis)
 
 
 @dataclass(frozen=True)
@@ -204,7 +123,7 @@ class Factors(MutableMapping[str, Tensor]):
         self.pushes += wanted is None
         for link in self.links:
             if wanted is None or link.factor in wanted:
-                with _matmul_precision(link.leaf):
+                with matmul_precision(link.leaf):
                     link.basis.write(self._factors[link.factor], link.leaf)
 
     @torch.no_grad()
@@ -215,7 +134,7 @@ class Factors(MutableMapping[str, Tensor]):
             if grad is None:
                 continue
             link.leaf.grad = None
-            with _matmul_precision(link.leaf):
+            with matmul_precision(link.leaf):
                 pulled = link.basis.adjoint(grad.to(factor.dtype))
             # A pulled identity is the leaf's own gradient: nobody else holds it once the leaf has let go.
             factor.grad = pulled if factor.grad is None else factor.grad.add_(pulled)
@@ -233,22 +152,3 @@ class Factors(MutableMapping[str, Tensor]):
             factor.data = factor.data.to(device)
             if factor.grad is not None:
                 factor.grad.data = factor.grad.data.to(device)
-
-
-def factor_dtype(leaf: torch.dtype) -> torch.dtype:
-    """Master precision of a leaf's factor: float32, or float64 for a float64 leaf."""
-    return torch.float64 if leaf == torch.float64 else torch.float32
-
-
-@contextmanager
-def _matmul_precision(leaf: Tensor) -> Iterator[None]:
-    """TF32 for the products of a 16-bit leaf on CUDA: ten mantissa bits in, float32 accumulation, seven bits out."""
-    if not leaf.is_cuda or leaf.dtype not in (torch.bfloat16, torch.float16):
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before

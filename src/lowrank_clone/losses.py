@@ -58,17 +58,8 @@ def lm_kl_loss(
         chunk_elements = chunk_elements_of(student_hidden.device.type)
     pair = None if teacher_hidden is None or teacher_head is None else (teacher_hidden, teacher_head)
     weights = TokenWeights(temperature, lm_weight / lm_count, kl_weight / kl_count)
-    total, lm, kl = FusedLMKL.apply(
-        student_hidden,
-        student_head.weight,
-        student_head.bias,
-        student_head,
-        pair,
-        targets,
-        valid,
-        weights,
-        chunk_elements,
-    )
+    head = (student_head.weight, student_head.bias, student_head)
+    total, lm, kl = FusedLMKL.apply(student_hidden, *head, pair, targets, valid, weights, chunk_elements)
     return total, lm / lm_count, kl / kl_count
 
 

@@ -102,7 +102,7 @@ def _names(tap: TapSpec) -> set[str]:
 
 def kinds_at(method: MethodConfig, step: int | None) -> dict[str, str]:
     """The kind of each group that the recipe names, at an optimiser step; None for after the last."""
-    kinds = {}
+    kinds: dict[str, str] = {}
     for group, choice in _groups(method).items():
         if isinstance(choice, Switch):
             kinds[group] = choice.kind if step is None or step >= choice.from_step else "projected"

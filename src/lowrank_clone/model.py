@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
+from .bases import Identity
+from .batches import CloneOutput, counted
 from .errors import InputError
 from .execution import Execution, Order
-from .factors import Identity, Link
+from .factors import Link
 from .init import random_start
 from .losses import lm_kl_loss
 from .parameterize import TARGET, check_kinds, reparameterize
 from .plan import TapSpec, make_plan
 from .student import Leaves, build_student, check_teacher, link
-from .taps import Comparison, TargetSquares, calls, read_head
-
-
-@dataclass
-class CloneOutput(ModelOutput):
-    """Scalars of one forward pass, each a mean over the counted tokens. Only `loss` carries gradient.
-
-    loss: `lm_weight * lm + kl_weight * kl + clone_weight * clone`. lm: nats per token. kl: T^2 times nats per token.
-    clone: the sum of `taps`, which holds every tap's MSE by the student's parameter name.
-    """
-
-    loss: Tensor | None = None
-    lm: Tensor | None = None
-    kl: Tensor | None = None
-    clone: Tensor | None = None
-    taps: dict[str, Tensor] | None = None
+from .taps import Comparison, TargetSquares, calls, linear_of, read_head
 
 
 class CloneModel(nn.Module):
@@ -110,7 +95,7 @@ class CloneModel(nn.Module):
         self.factors = link(teacher, self.student, self.plan, factors, share_head=head_factor == "embedding")
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if attn_out_tap == "teacher" and tap.group == "attention"]
-        self._through = {tap.name: _linear(teacher, tap) for tap in at_teacher}
+        self._through = {tap.name: linear_of(teacher, tap) for tap in at_teacher}
         shape = (self.plan.teacher_width, self.plan.student_width)
         # A write's Z also makes its tap's target: a leaf of its own, so that gradients meet in the factor.
         self.targets = Leaves({tap.name: shape for tap in writes if tap not in at_teacher}, self.student)
@@ -160,14 +145,11 @@ class CloneModel(nn.Module):
                 batch that this micro-batch is a part of (see `count_tokens`); its own unless given.
             return_loss: Tells Trainer that there is a loss without labels.
         """
-        targets, valid = _counted(input_ids, attention_mask, labels)
+        targets, valid = counted(input_ids, attention_mask, labels)
         counts = (None, None) if num_items_in_batch is None else num_items_in_batch.unbind()
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-        }
-        inputs = {key: value for key, value in inputs.items() if value is not None} | {"use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+        optional = {"attention_mask": attention_mask, "position_ids": position_ids}
+        inputs |= {key: value for key, value in optional.items() if value is not None}
         compared = self._comparison(None if attention_mask is None and labels is None else valid, counts[1])
 
         teach = self.kl_weight != 0 or self.clone_weight != 0
@@ -249,30 +231,3 @@ class CloneModel(nn.Module):
                 "activation checkpointing: got use_reentrant=True, expected False; taps lie inside the layers"
             )
         self.student.activation_checkpointing_enable(kwargs_of_checkpoint, **kwargs)
-
-
-def count_tokens(batch: Mapping[str, Tensor]) -> Tensor:
-    """[2]: how many tokens of a micro-batch count in `lm`, and how many positions in `kl` and `clone`."""
-    targets, valid = _counted(batch["input_ids"], batch.get("attention_mask"), batch.get("labels"))
-    return torch.stack([(targets != -100).sum(), valid.sum()])
-
-
-def _counted(ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Next-token targets [n] with -100 where none is counted, and which positions count [n]."""
-    own = ids if labels is None else labels
-    if attention_mask is not None:
-        own = own.masked_fill(attention_mask == 0, -100)
-    following = own[:, 1:]
-    if attention_mask is not None:  # padding predicts nothing, not even the first token after it
-        following = following.masked_fill(attention_mask[:, :-1] == 0, -100)
-    targets = torch.nn.functional.pad(following, (0, 1), value=-100)
-    return targets.flatten(), (own != -100).flatten()
-
-
-def _linear(model: PreTrainedModel, tap: TapSpec) -> tuple[Tensor, Tensor | None]:
-    module = model.get_submodule(tap.module)
-    if not isinstance(module, nn.Linear):
-        raise InputError(
-            f"attn_out_tap: `teacher` needs linear attention outputs; `{tap.module}` is none; use `student`"
-        )
-    return module.weight, module.bias

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .bases import Basis, Core, Identity
 from .errors import InputError
-from .factors import Basis, Core, Factors, Identity, Link
+from .factors import Factors, Link
 from .plan import Plan, Role
 
 KINDS = ("projected", "dense", "core")

@@ -15,25 +15,17 @@ Anything else is an error: the family ties another width to `hidden_size`, or de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architecture import (
-    Group,
-    Groups,
-    check_counterparts,
-    check_runs,
-    decoder_config,
-    input_axis,
-    on_meta,
-    student_config,
-)
+from . import architecture
+from .architecture import Group, Groups
 from .errors import InputError
 
 Kind = Literal["read", "write", "bias", "vector", "inherited"]
@@ -97,23 +89,14 @@ class Plan:
     @property
     def deployed_parameters(self) -> int:
         """Parameters of the exported student, tied ones once."""
-        return sum(_numel(role.student_shape) for role in self.roles.values())
+        return sum(math.prod(role.student_shape) for role in self.roles.values())
 
     @property
     def trained_parameters(self) -> int:
         """Numbers that the optimiser sees when every matrix is `projected`."""
         factors = len({role.factor for role in self.of_kind("read", "write")})
-        vectors = sum(_numel(role.student_shape) for role in self.of_kind("vector"))
+        vectors = sum(math.prod(role.student_shape) for role in self.of_kind("vector"))
         return factors * self.teacher_width * self.student_width + vectors
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint of one run to be loaded into another."""
-        return {
-            "model_type": self.teacher_config.model_type,
-            "teacher_width": self.teacher_width,
-            "student_width": self.student_width,
-            "roles": {name: [role.kind, *role.student_shape] for name, role in self.roles.items()},
-        }
 
 
 def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[str, Any] | None = None) -> Plan:
@@ -128,15 +111,15 @@ def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[st
         InputError: The teacher is no decoder language model, `hidden_size` or an override is not usable, or a
             parameter fits no role.
     """
-    teacher = decoder_config(teacher)
-    reference = on_meta(teacher)
+    teacher = architecture.decoder_config(teacher)
+    reference = architecture.on_meta(teacher)
     refusals = []
     for explicit in (True, False):
         try:
-            config = student_config(teacher, hidden_size, overrides, explicit_head_dim=explicit)
-            student = on_meta(config)
+            config = architecture.student_config(teacher, hidden_size, overrides, explicit_head_dim=explicit)
+            student = architecture.on_meta(config)
             plan = Plan(teacher, config, *_classify(reference, student, teacher.hidden_size, hidden_size))
-            check_runs(reference, student)
+            architecture.check_runs(reference, student)
             return plan
         except InputError as refusal:
             refusals.append(refusal)
@@ -149,7 +132,7 @@ def _classify(
 ) -> tuple[dict[str, Role], tuple[TapSpec, ...]]:
     teacher_shapes = {name: tuple(p.shape) for name, p in teacher.named_parameters(remove_duplicate=False)}
     student_parameters = dict(student.named_parameters())
-    check_counterparts(teacher, student, teacher_shapes)
+    architecture.check_counterparts(teacher, student, teacher_shapes)
     modules = dict(student.named_modules())
     groups = Groups(student)
     roles: dict[str, Role] = {}
@@ -174,12 +157,21 @@ def _classify_module(
 ) -> list[Role]:
     """Roles of the parameters that `module` itself owns; its matrices first, since a bias follows its write."""
     shapes = {name: (teacher_shapes[name], tuple(p.shape)) for name, p in own.items()}
-    axes = {name: _residual_axis(name, *pair, d_t, d_s, groups.model_type) for name, pair in shapes.items()}
-    reads_at = input_axis(module, {name: shapes[name][0] for name, axis in axes.items() if axis is not None}, axes)
+    axes = {name: architecture.residual_axis(name, *pair, d_t, d_s, groups.model_type) for name, pair in shapes.items()}
+    reads_at = architecture.input_axis(
+        module, {name: shapes[name][0] for name, axis in axes.items() if axis is not None}, axes
+    )
     roles: list[Role] = []
     for name, (teacher_shape, student_shape) in sorted(shapes.items(), key=lambda item: -len(item[1][0])):
         axis = axes[name]
-        write = next((r for r in roles if r.kind == "write" and _is_bias_of(teacher_shape, axis, r)), None)
+        write = next(
+            (
+                r
+                for r in roles
+                if r.kind == "write" and architecture.is_bias_of(teacher_shape, axis, r.teacher_shape, r.axis)
+            ),
+            None,
+        )
         group = groups.of(name, module_name, teacher_shape)
         layer = groups.layer(name)
         common = (module_name, teacher_shape, student_shape, axis)
@@ -201,31 +193,6 @@ def _classify_module(
     return roles
 
 
-def _residual_axis(
-    name: str, teacher: tuple[int, ...], student: tuple[int, ...], d_t: int, d_s: int, model_type: str
-) -> int | None:
-    """The axis (negative) that went from `d_T` to `d_S`, or None where the shapes are equal."""
-    changed = [i - len(teacher) for i in range(len(teacher)) if teacher[i] != student[i]]
-    if not changed:
-        return None
-    if len(changed) == 1 and (teacher[changed[0]], student[changed[0]]) == (d_t, d_s):
-        return changed[0]
-    raise InputError(
-        f"`{model_type}`: `{name}` goes from {list(teacher)} to {list(student)} when hidden_size goes from {d_t} to "
-        f"{d_s}; expected one axis {d_t} -> {d_s}. This family ties an inner width to `hidden_size`, so only another "
-        "architecture would be narrower; it is not supported"
-    )
-
-
-def _is_bias_of(shape: tuple[int, ...], axis: int | None, write: Role) -> bool:
-    """Whether a parameter of this shape is the bias of `write`: its shape without the input axis."""
-    assert write.axis is not None
-    input_axis = -3 - write.axis
-    return axis == -1 and shape == tuple(
-        n for i, n in enumerate(write.teacher_shape) if i - len(write.teacher_shape) != input_axis
-    )
-
-
 def _taps_of(module: nn.Module, roles: list[Role]) -> list[TapSpec]:
     """What can be compared at the output of `module`.
 
@@ -241,7 +208,3 @@ def _taps_of(module: nn.Module, roles: list[Role]) -> list[TapSpec]:
     assert role.layer is not None and role.inner is not None
     kind: Literal["read", "write"] = "write" if role.kind == "write" else "read"
     return [TapSpec(role.name, role.module, kind, role.group, role.layer, role.inner)]
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())

@@ -27,6 +27,7 @@ from .config import Recipe, check_student_overrides, dump_recipe, training_argum
 from .errors import InputError
 from .evaluate import LanguageLoss, language_loss
 from .export import CardFacts, export_student, teacher_license
+from .init import calibrated_start, channels_start
 from .method import MethodSchedule, calibration_batches, check_method, clone_settings
 from .model import CloneModel
 from .plan import Plan, make_plan
@@ -43,7 +44,7 @@ Start = Mapping[str, Tensor] | Literal["random", "scratch"]
 
 @dataclass(frozen=True)
 class Job:
-    """A checked run that has not started; `checkpoint` is what it resumes, `start_from` whose factors it starts with."""
+    """A checked run that has not started; `checkpoint` is what it resumes, `start_from` whose factors it begins at."""
 
     recipe: Recipe
     teacher_config: PretrainedConfig
@@ -124,7 +125,6 @@ def make_clone(job: Job, blocks: data.Blocks) -> CloneModel:
 
 def make_start(job: Job, teacher: PreTrainedModel, blocks: data.Blocks) -> Start:
     """Where the recipe lets the factors start; what resumes or follows an earlier run loads them later."""
-    from .init import calibrated_start, channels_start
 
     method = job.recipe.method
     if method.baseline in ("scratch", "logit_kd"):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .bases import Identity, Projected, factor_dtype
 from .errors import InputError
-from .factors import Factors, Identity, Link, Projected, factor_dtype
+from .factors import Factors, Link
 from .plan import Plan
 
 

@@ -259,3 +259,17 @@ def read_head(model: PreTrainedModel) -> Head:
             "be taken from hidden states; this family is not supported"
         )
     return Head(head.weight, getattr(head, "bias", None), scale, softcap)
+
+
+def linear_of(model: PreTrainedModel, tap: TapSpec) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the linear module behind a tap.
+
+    Raises:
+        InputError: It is no linear module.
+    """
+    module = model.get_submodule(tap.module)
+    if not isinstance(module, nn.Linear):
+        raise InputError(
+            f"attn_out_tap: `teacher` needs linear attention outputs; `{tap.module}` is none; use `student`"
+        )
+    return module.weight, module.bias

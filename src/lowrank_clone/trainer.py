@@ -16,10 +16,11 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
+from .batches import CloneOutput, count_tokens
 from .callbacks import Progress
 from .checkpoint import last_checkpoint, load_clone, save_clone
 from .errors import InputError
-from .model import CloneModel, CloneOutput, count_tokens
+from .model import CloneModel
 from .optim import bind
 
 

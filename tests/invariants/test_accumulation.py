@@ -11,7 +11,8 @@ from oracles import pulled_gradients, relative_error
 from tiny import VOCAB, tiny_model
 from torch import Tensor
 
-from lowrank_clone.model import CloneModel, count_tokens
+from lowrank_clone.batches import count_tokens
+from lowrank_clone.model import CloneModel
 from lowrank_clone.optim import bind
 from lowrank_clone.trainer import CloneArguments, CloneTrainer
 

@@ -10,7 +10,8 @@ from oracles import hooks, pulled_gradients, relative_error
 from tiny import FAMILIES, VOCAB, batch, tiny_model
 from torch import Tensor
 
-from lowrank_clone.model import CloneModel, CloneOutput
+from lowrank_clone.batches import CloneOutput
+from lowrank_clone.model import CloneModel
 
 
 def clone(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> CloneModel:

@@ -1,0 +1,109 @@
+"""Frozen linear maps from a factor to a deployed tensor, one class for each parameterisation (see `factors.py`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Basis(ABC):
+    """A frozen linear map from a factor to a deployed tensor."""
+
+    @abstractmethod
+    def generate(self, factor: Tensor) -> Tensor:
+        """The deployed tensor, in the factor's dtype."""
+
+    @abstractmethod
+    def adjoint(self, grad: Tensor) -> Tensor:
+        """The factor's gradient for the gradient `grad` of the deployed tensor; both in the factor's dtype."""
+
+    def write(self, factor: Tensor, leaf: Tensor) -> None:
+        """`leaf <- generate(factor)`."""
+        leaf.copy_(self.generate(factor))
+
+
+class Identity(Basis):
+    """`W = Z`: the deployed tensor itself is trained."""
+
+    def generate(self, factor: Tensor) -> Tensor:
+        return factor
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Projected(Basis):
+    """`W = B x_axis Z`: the residual axis of the teacher's tensor, contracted with `Z: [d_T, d_S]`.
+
+    `axis` counts from the end. A read [out, d_T] gives `B Z`, a write [d_T, in] gives `Z^T B`, a write's bias [d_T]
+    gives `Z^T b`, expert tensors [expert, .., ..] the same for every expert.
+    """
+
+    def __init__(self, basis: Tensor, axis: int) -> None:
+        self.basis = basis
+        self.axis = axis
+
+    def generate(self, factor: Tensor) -> Tensor:
+        rows = self.basis.detach().to(factor.dtype).movedim(self.axis, -1)  # [..., d_T]
+        return (rows @ factor).movedim(-1, self.axis)
+
+    def write(self, factor: Tensor, leaf: Tensor) -> None:
+        basis = self.basis.detach()
+        if basis.ndim == 2 and basis.dtype == factor.dtype == leaf.dtype and type(leaf) is nn.Parameter:
+            left, right = (basis, factor) if self.axis == -1 else (factor.T, basis)
+            torch.mm(left, right, out=leaf)
+        else:
+            super().write(factor, leaf)
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        rows = self.basis.detach().to(grad.dtype).movedim(self.axis, -1)
+        columns = grad.movedim(self.axis, -1)  # [..., d_S]
+        return rows.reshape(-1, rows.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
+
+
+class Core(Basis):
+    """`W = [T U] Z`: `T` an orthonormal basis of the column space of the teacher's tensor, `U` of its complement.
+
+    Z has the shape of W; along the inner axis its first entries are coefficients of T, which the projected weight has
+    all of, and the rest those of U, zero at that start (CORE-LRC, arXiv 2609.02006). The square basis of the inner
+    width is never formed: it is the product of the Householder reflections of a QR decomposition, as large as the
+    teacher's tensor.
+    """
+
+    def __init__(self, weight: Tensor, axis: int, dtype: torch.dtype) -> None:
+        self.axis = axis
+        self.reflections, self.scales = torch.geqrf(weight.detach().movedim(axis, -1).to(dtype))
+        self.reflections = self.reflections[..., : self.scales.shape[-1]].contiguous()
+
+    def generate(self, factor: Tensor) -> Tensor:
+        return self._rotate(factor, transpose=False)
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        return self._rotate(grad, transpose=True)
+
+    def _rotate(self, tensor: Tensor, transpose: bool) -> Tensor:
+        columns = tensor.movedim(self.axis, -1).contiguous()
+        return torch.ormqr(self.reflections, self.scales, columns, transpose=transpose).movedim(-1, self.axis)
+
+
+def factor_dtype(leaf: torch.dtype) -> torch.dtype:
+    """Master precision of a leaf's factor: float32, or float64 for a float64 leaf."""
+    return torch.float64 if leaf == torch.float64 else torch.float32
+
+
+@contextmanager
+def matmul_precision(leaf: Tensor) -> Iterator[None]:
+    """TF32 for the products of a 16-bit leaf on CUDA: ten mantissa bits in, float32 accumulation, seven bits out."""
+    if not leaf.is_cuda or leaf.dtype not in (torch.bfloat16, torch.float16):
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
