@@ -416,7 +416,8 @@ def table(figures: dict[str, Any]) -> str:
         if key in figures:
             row = figures[key]
             lines.append(
-                f"| {key} | {case.title} | {case.accumulation} | {row['quiet_rounds']} | {row['seconds_per_token'] * 1e3:.2f} "
+                f"| {key} | {case.title} | {case.accumulation} | {row['quiet_rounds']} "
+                f"| {row['seconds_per_token'] * 1e3:.2f} "
                 f"| {row['cpu_per_token'] * 1e3:.2f} | {row['peak_bytes'] / 2**20:,.0f} |"
             )
     lines += ["", "| ratio | wall or bytes | CPU | target | |", "|---|---|---|---|---|"]

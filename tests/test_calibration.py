@@ -1,4 +1,4 @@
-"""The calibrated start: exact where a narrower student can be, better than random everywhere, and the same however fed."""
+"""The calibrated start: exact where a narrower student can be, better than random, and the same however fed."""
 
 from __future__ import annotations
 

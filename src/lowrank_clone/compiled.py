@@ -1,8 +1,8 @@
 """Blocks compiled one by one with `torch.compile`, their taps intact.
 
 A hook that writes into the world outside is lost on a compiled region, so each compiled block returns its tapped
-activations beside its output, and what observes them runs outside. All blocks of a model share one function and the same
-recording hooks, so that blocks of equal structure share their compiled code.
+activations beside its output, and what observes them runs outside. All blocks of a model share one function and the
+same recording hooks, so that blocks of equal structure share their compiled code.
 """
 
 from __future__ import annotations

@@ -46,8 +46,7 @@ class CloneModel(nn.Module):
         parameterization: `projected`, `dense` or `core` for each group of matrices (see `parameterize.py`).
         taps: Which of the plan's taps to compare; all unless given.
         head_factor: Whether an untied LM head has a Z of its own or shares the embedding's.
-        execution: `sequential`, or `interleaved` to run each layer of the teacher just before the student's, so that
-            the targets of one layer only are alive.
+        execution: `sequential`, or `interleaved`: teacher and student layer by layer in turn.
 
     Raises:
         InputError: The teacher can't be cloned, or an argument is not usable.
@@ -87,8 +86,8 @@ class CloneModel(nn.Module):
             self._teacher_head = read_head(teacher)
         self.taps = tuple(tap for tap in wanted if tap.name in called)
         self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
-        self.temperature, self.lm_weight, self.kl_weight = temperature, lm_weight, kl_weight
-        self.clone_weight = clone_weight
+        self.temperature, self.lm_weight = temperature, lm_weight
+        self.kl_weight, self.clone_weight = kl_weight, clone_weight
         if start == "random":
             start = random_start(self.plan, factor_std, seed)
         factors = None if isinstance(start, str) else start
@@ -114,9 +113,7 @@ class CloneModel(nn.Module):
         return self.student.config
 
     def reparameterize(self, kinds: Mapping[str, str]) -> None:
-        """Let groups of matrices be `projected`, `dense` or `core` from now on (see `parameterize.py`).
-
-        No deployed weight changes. An optimiser made before needs `optim.refresh`.
+        """Let groups be `projected`, `dense` or `core` from now on. An optimiser made before needs `optim.refresh`.
 
         Raises:
             InputError: A group or kind is unknown, or can't be had.
@@ -227,7 +224,5 @@ class CloneModel(nn.Module):
         """
         kwargs_of_checkpoint = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
         if kwargs_of_checkpoint["use_reentrant"]:
-            raise InputError(
-                "activation checkpointing: got use_reentrant=True, expected False; taps lie inside the layers"
-            )
+            raise InputError("activation checkpointing: got use_reentrant=True, expected False; taps lie in the layers")
         self.student.activation_checkpointing_enable(kwargs_of_checkpoint, **kwargs)

@@ -157,7 +157,7 @@ def _classify_module(
 ) -> list[Role]:
     """Roles of the parameters that `module` itself owns; its matrices first, since a bias follows its write."""
     shapes = {name: (teacher_shapes[name], tuple(p.shape)) for name, p in own.items()}
-    axes = {name: architecture.residual_axis(name, *pair, d_t, d_s, groups.model_type) for name, pair in shapes.items()}
+    axes = {name: architecture.residual_axis(name, *both, d_t, d_s, groups.model_type) for name, both in shapes.items()}
     reads_at = architecture.input_axis(
         module, {name: shapes[name][0] for name, axis in axes.items() if axis is not None}, axes
     )

@@ -211,7 +211,7 @@ def draw_errors(errors: Mapping[str, Sequence[TapError]], path: Path) -> None:
         for y, row in enumerate(numbers):
             for x, value in enumerate(row):
                 text = "n/a" if math.isnan(value) else _number(value)
-                dark = norm is not None and not math.isnan(value) and norm(max(value, norm.vmin)) < 0.6
+                dark = norm is not None and not math.isnan(value) and norm(max(value, norm.vmin or 0.0)) < 0.6
                 panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         panel.set_xticks(range(len(places)), places, rotation=35, ha="right")
         panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])

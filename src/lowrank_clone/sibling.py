@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
@@ -35,7 +36,7 @@ def sibling(config_class: type[PretrainedConfig], fields: Mapping[str, Any]) -> 
         return None
     small = {**fields, **{key: value for key, value in _SMALL.items() if key in fields}, **dict.fromkeys(_IDS)}
     small["hidden_size"] = 2 * heads
-    for other in _same(config_class, json.dumps(small, sort_keys=True, default=str)):
+    for other in _same(config_class.model_type, json.dumps(small, sort_keys=True, default=str)):
         try:
             return other.from_dict(_as(other, fields))
         except Exception:  # this one refuses the width too
@@ -49,8 +50,8 @@ def _as(other: type[PretrainedConfig], fields: Mapping[str, Any]) -> dict[str, A
 
 
 @functools.cache
-def _same(config_class: type[PretrainedConfig], small: str) -> tuple[type[PretrainedConfig], ...]:
-    fields = json.loads(small)
+def _same(model_type: str, small: str) -> tuple[type[PretrainedConfig], ...]:
+    config_class, fields = CONFIG_MAPPING[model_type], json.loads(small)
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
