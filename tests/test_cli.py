@@ -93,6 +93,7 @@ def test_train_leaves_a_student_that_plain_transformers_loads(recipe: Path, tmp_
     }
     script = (
         "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
         f"model = AutoModelForCausalLM.from_pretrained({str(run / 'student')!r}).eval()\n"
         "assert 'lowrank_clone' not in sys.modules\n"
         f"torch.save(model(torch.arange(9)[None]).logits, {str(tmp_path / 'logits.pt')!r})"

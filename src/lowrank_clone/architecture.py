@@ -146,7 +146,11 @@ def check_runs(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
 
 
 def _trial(model: PreTrainedModel) -> str:
-    """How a forward pass without data fails, or nothing."""
+    """How a forward pass without data fails, up to the last block of a new kind, or nothing."""
+    blocks = [model.get_submodule(name) for name in Groups(model).blocks]
+    kinds = [tuple((name, p.shape) for name, p in block.named_parameters()) for block in blocks]
+    repeated = next((i for i in range(len(kinds)) if not set(kinds[i:]) - set(kinds[:i])), len(kinds))
+    handles = [block.register_forward_pre_hook(_stop) for block in blocks[repeated : repeated + 1]]
     try:
         with torch.no_grad(), torch.device("meta"):
             ids = torch.zeros(1, 2, dtype=torch.long)
@@ -154,7 +158,14 @@ def _trial(model: PreTrainedModel) -> str:
     except Exception as error:
         # What does not fit raises a plain RuntimeError; anything else is a matter of the meta device.
         return " ".join(str(error).split()) if type(error) is RuntimeError else ""
+    finally:
+        for handle in handles:
+            handle.remove()
     return ""
+
+
+def _stop(*_: Any) -> None:
+    raise StopIteration
 
 
 class Groups:

@@ -16,8 +16,11 @@
    point of the stream and `s` the student's last. So later layers correct what earlier ones lost.
 4. **Head.** Its own `Z` by the same regression; with a tied head the last norm's gains, in the metric of the logits.
 
-Norms before reads have gain 1, since a read's `Z` holds all gains; their biases, if any, are fitted. Constants that a
-family derives from the width (Gemma's embedding scale) are taken from what both models do, never by family.
+Norms before reads have gain 1, since a read's `Z` holds all gains. Those that are LayerNorms have bias 1 as well: what
+they give has mean 0, so that the bias is an intercept. Constants that a family derives from the width (Gemma's
+embedding scale) are taken from what both models do, never by family.
+
+The sweep is not repeated: each regression depends on earlier ones only, so a second sweep would find the same.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ from .encoder import Basis, stream_statistics
 from .norms import Norm, find_norms, outer_norms, unit
 from .plan import Plan
 from .replay import Call, Replay, Spool
-from .ridge import Ridge, damped_solve, wide
+from .ridge import Diagonal, Ridge, tied_gains
 from .taps import read_head
 from .wiring import Segment, Write, segments
 
+# Relative to the mean diagonal of the moments. Held-out errors of the single regressions ask for 10 to 30 times as much
+# and give a worse student.
 READ_RIDGE = 1e-3
 WRITE_RIDGE = 1e-1
 HEAD_RIDGE = 1e-4
@@ -44,13 +49,18 @@ HEAD_RIDGE = 1e-4
 
 @torch.no_grad()
 def calibrate(
-    teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], basis: Basis, step: Callable[[], None]
+    teacher: PreTrainedModel,
+    plan: Plan,
+    batches: Sequence[Tensor],
+    basis: Basis,
+    share_head: bool,
+    step: Callable[[], None],
 ) -> dict[str, Tensor]:
     """Steps 1 to 4 of this file, on checked input. `step` is called twice for each block of the model.
 
     Disk: two streams of all tokens, in the teacher's dtype at `d_T` and float32 at `d_S`. Memory: one batch's.
     """
-    sweep = _Sweep(teacher, plan, batches)
+    sweep = _Sweep(teacher, plan, batches, share_head)
     sweep.encode(basis, step)
     sweep.start()
     for index in range(len(sweep.teacher.blocks)):
@@ -63,8 +73,8 @@ def calibrate(
 class _Sweep:
     """One calibration: both models, their streams of all batches, and the encoder `M`."""
 
-    def __init__(self, teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor]) -> None:
-        self.batches, self.plan, self.draft = batches, plan, Draft(teacher, plan)
+    def __init__(self, teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], share_head: bool) -> None:
+        self.batches, self.plan, self.draft = batches, plan, Draft(teacher, plan, share_head)
         student, sample = self.draft.student, batches[0][:1]
         self.teacher, self.student = Replay(teacher, sample), Replay(student, sample)
         norms = find_norms(student, plan, sample)
@@ -72,8 +82,16 @@ class _Sweep:
         self.wiring = _wiring(self.student, sample, plan, norms)
         for norm in norms.values():
             self.draft.set_norm(norm, 1.0, 0.0)
+        self._open_intercepts()
         self.wide, self.narrow = Spool(teacher.device), Spool(teacher.device)
         self.encoder = torch.empty(0)
+
+    def _open_intercepts(self) -> None:
+        """Bias 1 for each LayerNorm that is read from."""
+        norms = [group.norm for block in self.wiring for segment in block for group in segment.reads]
+        for norm in norms + ([] if self.draft.tied else [self.last_norm]):
+            if norm and norm.centers:
+                self.draft.set_norm(norm, bias=1.0)
 
     def encode(self, basis: Basis, step: Callable[[], None]) -> None:
         """Steps 1 and 2: `M`, every factor at it, and the embedding's factor."""
@@ -99,7 +117,7 @@ class _Sweep:
         """Both models at the first block, the student's embedding on the scale of the encoded stream."""
         self._start_wide()
         z = self.draft.factors[self.draft.embedding]
-        moments = _Line()
+        moments = Diagonal()
         for i, ids in enumerate(self.batches):
             moments.add(self.student.start(ids), self.wide[i].float() @ z)
         if self.first_norm:
@@ -132,12 +150,11 @@ class _Sweep:
             moments.add(self.student.head(ids, self.narrow[i]), self.teacher.head(ids, self.wide[i]).float() * scale)
         norm = self.last_norm
         if not self.draft.tied:
-            self.draft.set(self.draft.head, self._solve_reads(moments, norm, HEAD_RIDGE))
+            self.draft.set(self.draft.head, moments.solve(HEAD_RIDGE).mT)
         elif norm is not None and norm.weight is not None:
             weight = self.teacher.model.get_output_embeddings().weight.detach().float()
-            self.draft.set_norm(
-                norm, *tied_gains(moments, self.draft.factors[self.draft.head], weight, norm.bias is not None)
-            )
+            z, with_bias = self.draft.factors[self.draft.head], norm.bias is not None
+            self.draft.set_norm(norm, *tied_gains(moments, z, weight, with_bias, HEAD_RIDGE))
 
     def _start_wide(self) -> None:
         for i, ids in enumerate(self.batches):
@@ -160,14 +177,7 @@ class _Sweep:
             x = self.student.block(index, ids, self.narrow[i], stop=probe).at(probe)
             y = self.teacher.block(index, ids, self.wide[i], stop=probe).at(probe)
             moments.add(x, y, None if norm else _inverse_rms(y))
-        return self._solve_reads(moments, norm, READ_RIDGE)
-
-    def _solve_reads(self, moments: Ridge, norm: Norm | None, ridge: float) -> Tensor:
-        if norm is None or norm.bias is None:
-            return moments.solve(ridge).mT
-        a, b = moments.solve_affine(ridge)
-        self.draft.set_norm(norm, bias=b)
-        return a.mT
+        return moments.solve(READ_RIDGE).mT
 
     def _fit_writes(self, index: int, segment: Segment, before: str | None) -> None:
         for write in segment.writes:
@@ -234,59 +244,12 @@ class _Sweep:
         """Gains of the norm behind a write: what it gives at gain 1, against the teacher's encoded."""
         assert write.post is not None
         self.draft.set_norm(write.post, 1.0, 0.0)
-        moments, module = _Line(), write.post.module
+        moments, module = Diagonal(), write.post.module
         for i, ids in enumerate(self.batches):
             x = self.student.block(index, ids, self.narrow[i], [module]).calls[module].y
             y = self.teacher.block(index, ids, self.wide[i], [module]).calls[module].y
             moments.add(x, y.float() @ self.encoder)
         self.draft.set_norm(write.post, *moments.solve(write.post.bias is not None))
-
-
-class _Line:
-    """`y_j ~ gain_j x_j + bias_j`, channel by channel."""
-
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()
-        sums = wide(torch.stack([v.sum(0) for v in (x * x, x * y, x, y, torch.ones_like(x))]))
-        self._sums = sums if self._sums is None else self._sums + sums
-
-    def solve(self, with_bias: bool) -> tuple[Tensor, Tensor]:
-        """Gains and biases, [d] each, float64; biases 0 unless wanted."""
-        assert self._sums is not None
-        xx, xy, x, y, n = self._sums
-        if not with_bias:
-            return xy / xx.clamp_min(1e-30), torch.zeros_like(x)
-        gain = (xy - x * y / n) / (xx - x * x / n).clamp_min(1e-30)
-        return gain, (y - gain * x) / n
-
-    def ratio(self) -> float:
-        """One gain for all channels."""
-        assert self._sums is not None
-        xx, xy = self._sums[:2].sum(1).tolist()
-        return xy / max(xx, 1e-30)
-
-
-def tied_gains(moments: Ridge, z: Tensor, weight: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
-    """Gains `g` and biases `b` of the norm before a tied head: `min sum |E Z (g u + b) - E y|^2`, u: [d_S], y: [d_T].
-
-    Args:
-        moments: Of `u` and `y`. z: The tied factor [d_T, d_S]. weight: The teacher's head `E` [V, d_T].
-    """
-    gram, z = wide(weight.mT @ weight), wide(z)
-    seen = gram @ z  # [d_T, d_S]
-    inner = z.mT @ seen
-    xx, xy = moments.xx, moments.xy
-    if with_bias:
-        xx = xx - torch.outer(moments.sx, moments.sx) / moments.count
-        xy = xy - torch.outer(moments.sx, moments.sy) / moments.count
-    gains = damped_solve(inner * xx, (xy * seen.mT).sum(1), HEAD_RIDGE)
-    if not with_bias:
-        return gains, torch.zeros_like(gains)
-    missing = (seen.mT @ moments.sy - inner @ (gains * moments.sx)) / moments.count
-    return gains, damped_solve(inner, missing, HEAD_RIDGE)
 
 
 def _wiring(student: Replay, ids: Tensor, plan: Plan, norms: Mapping[str, Norm]) -> list[list[Segment]]:

@@ -58,10 +58,10 @@ def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: 
 
 
 @torch.no_grad()
-def select(teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+def select(teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], share_head: bool) -> dict[str, Tensor]:
     """The start as a whole, on checked input: factors and vectors by the student's parameter name."""
-    draft, sample = Draft(teacher, plan), batches[0][:1]
-    kept = select_channels(teacher, batches, plan.student_width)
+    draft, sample = Draft(teacher, plan, share_head), batches[0][:1]
+    kept = select_channels(teacher, batches, plan.student_width).to(teacher.device)
     draft.set_all(one_hot(kept, plan.teacher_width))
     norms = find_norms(draft.student, plan, sample)
     for role in plan.of_kind("vector"):

@@ -135,7 +135,8 @@ def train_scratch(job: Job, result: Result) -> tuple[PreTrainedModel, LanguageLo
         save_strategy="no",
         eval_strategy="no",
     )
-    trainer = make_trainer(replace(job, folder=folder, arguments=arguments), scratch, result.blocks)
+    recipe = replace(job.recipe, method=replace(job.recipe.method, baseline="scratch", init="random"))
+    trainer = make_trainer(replace(job, recipe=recipe, folder=folder, arguments=arguments), scratch, result.blocks)
     trainer.train()
     blocks = result.blocks.validation
     return scratch.student, language_loss(scratch.student, blocks, job.arguments.per_device_eval_batch_size)

@@ -16,15 +16,18 @@ class Draft:
     """A float32 student under construction: what is set here is generated into its weights at once.
 
     `factors` and the student's vectors are the start that comes of it.
+
+    Args:
+        share_head: An LM head of its own weight has the embedding's factor.
     """
 
-    def __init__(self, teacher: PreTrainedModel, plan: Plan) -> None:
+    def __init__(self, teacher: PreTrainedModel, plan: Plan, share_head: bool) -> None:
         devices = [teacher.device] if teacher.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
             self.student = build_student(teacher, plan, torch.float32).eval().requires_grad_(False)
             z = torch.randn(plan.teacher_width, plan.student_width) / plan.student_width**0.5
-        self.plan = plan
+        self.plan, self._share_head = plan, share_head
         self.basis = {name: p.detach() for name, p in teacher.named_parameters(remove_duplicate=False)}
         self._leaves = dict(self.student.named_parameters())
         names = {id(parameter): name for name, parameter in self._leaves.items()}
@@ -39,8 +42,8 @@ class Draft:
 
     @property
     def tied(self) -> bool:
-        """Whether the embedding is the head."""
-        return self.head == self.embedding
+        """Whether the embedding's factor is the head's."""
+        return self._share_head or self.head == self.embedding
 
     def set_all(self, z: Tensor) -> None:
         """One factor for every read and write."""
@@ -49,10 +52,12 @@ class Draft:
 
     def set(self, name: str, z: Tensor) -> None:
         """The factor of a read or write, [d_T, d_S]."""
-        self.factors[name] = z = z.to(self._leaves[name].device, torch.float32)
+        self.factors[name] = z = z.float().to(self._leaves[name].device)
         for role in (self.plan.roles[name], *self._biases.get(name, ())):
             assert role.axis is not None
             self._leaves[role.name].copy_(Projected(self.basis[role.name], role.axis).generate(z))
+        if self._share_head and name == self.embedding != self.head:
+            self.set(self.head, z)
 
     def set_vector(self, name: str, value: Tensor) -> None:
         """A vector's value as it is stored, [d_S]."""
@@ -64,7 +69,7 @@ class Draft:
             if name is not None and value is not None:
                 leaf = self._leaves[name]
                 offset = norm.offset if name == norm.weight else 0.0
-                leaf.copy_((torch.as_tensor(value, device=leaf.device).float() - offset).expand_as(leaf))
+                leaf.copy_((torch.as_tensor(value).float().to(leaf.device) - offset).expand_as(leaf))
 
     def teacher_gain(self, norm: Norm) -> Tensor:
         """A norm's gains in the teacher, [d_T] float32."""

@@ -61,14 +61,16 @@ def _card(clone: CloneModel, recipe: Recipe, facts: CardFacts) -> str:
     metadata |= {"tags": ["low-rank-clone", "distillation"], "license": facts.license if known else "other"}
     if not Path(facts.teacher).exists():
         metadata["base_model"] = facts.teacher
+    # A local teacher is called by its file: paths of one machine tell nobody else anything.
+    name = Path(facts.teacher).name if Path(facts.teacher).exists() else facts.teacher
     losses = "\n".join(f"| {name} | {loss:.4f} |" for name, loss in facts.losses.items())
     licence = f"`{facts.license}`" if known else "not found beside its weights; see the teacher's page"
     return f"""---
 {ModelCardData(**metadata).to_yaml()}
 ---
-# Low-Rank Clone of {Path(facts.teacher).name}
+# Low-Rank Clone of {Path(name).name}
 
-A student of the same architecture as its teacher `{facts.teacher}` with its residual stream narrowed from
+A student of the same architecture as its teacher `{name}` with its residual stream narrowed from
 {plan.teacher_width} to {plan.student_width} channels: {plan.deployed_parameters:,} parameters. Its weights were
 generated from the teacher's by trained low-rank factors (Low-Rank Clone,
 [arXiv 2505.12781](https://arxiv.org/abs/2505.12781)).
@@ -80,7 +82,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
-* Teacher: `{facts.teacher}`; its licence, which binds this derivative: {licence}.
+* Teacher: `{name}`; its licence, which binds this derivative: {licence}.
 * Training: {facts.tokens:,} tokens, transformers {transformers.__version__}.
 
 | loss on held-out text (nats per token) | |

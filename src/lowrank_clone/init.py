@@ -37,13 +37,14 @@ def random_start(plan: Plan, std: float = 0.02, seed: int = 0) -> dict[str, Tens
 
 
 def channels_start(
-    teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], *, sequences: int = 15
+    teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], *, sequences: int = 15, share_head: bool = False
 ) -> dict[str, Tensor]:
     """Factors that select the teacher's most active channels (RED, arXiv 2605.29327; see `channels.py`).
 
     Args:
         batches: Token ids [batch, length], on any device.
         sequences: How many of their sequences are looked at (all, if there are fewer).
+        share_head: An untied LM head is to have the embedding's factor.
 
     Returns:
         One-hot factors [d_T, d_S] and vectors [d_S] by the student's parameter name, float32 on the teacher's device.
@@ -57,7 +58,7 @@ def channels_start(
         raise InputError("calibration text: got no sequences; channels are chosen by activations, so give some text")
     rows = [row.to(teacher.device) for row in rows]
     with evaluating(teacher):
-        return channels.select(teacher, plan, rows)
+        return channels.select(teacher, plan, rows, share_head)
 
 
 def calibrated_start(
@@ -66,6 +67,7 @@ def calibrated_start(
     batches: Sequence[Tensor],
     *,
     basis: Basis = "reads",
+    share_head: bool = False,
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """A student that is useful before its first training step, by regressions alone (ours; see `calibration.py`).
@@ -75,6 +77,7 @@ def calibrated_start(
             good start, more a better one. Streams of all of them are spooled to temporary files.
         basis: What the student's stream holds: what the teacher's `reads` see of it, some of its `channels`, or its
             principal components (`pca`).
+        share_head: An untied LM head is to have the embedding's factor, so this is fitted for both.
 
     Returns:
         Factors [d_T, d_S] and vectors [d_S] by the student's parameter name, float32 on the teacher's device.
@@ -83,14 +86,14 @@ def calibrated_start(
         InputError: Too few tokens, a basis that is unknown or does not go with a tied head, or a model whose blocks
             can't be run one at a time.
     """
-    _check(plan, batches, basis)
+    _check(plan, batches, basis, share_head)
     batches = [ids.to(teacher.device) for ids in batches]
     steps = 2 * len(block_names(teacher))
     with (
         evaluating(teacher),
         tqdm(total=steps, desc="calibrating", unit="block", dynamic_ncols=True, disable=not progress) as bar,
     ):
-        return calibrate(teacher, plan, batches, basis, lambda: bar.update() and None)
+        return calibrate(teacher, plan, batches, basis, share_head, lambda: bar.update() and None)
 
 
 @contextmanager
@@ -104,10 +107,10 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _check(plan: Plan, batches: Sequence[Tensor], basis: str) -> None:
+def _check(plan: Plan, batches: Sequence[Tensor], basis: str, share_head: bool) -> None:
     if basis not in get_args(Basis):
         raise InputError(f"basis: got {basis!r}, expected one of {', '.join(get_args(Basis))}")
-    if basis == "pca" and plan.student_config.tie_word_embeddings:
+    if basis == "pca" and (share_head or plan.student_config.tie_word_embeddings):
         raise InputError(
             "basis: `pca` does not go with a tied head: its gain between the stream and the head is not diagonal in "
             "principal components, and the head has no factor to absorb it; use `reads`, which decodes the tied head"

@@ -62,6 +62,7 @@ def clone_settings(plan: Plan, method: MethodConfig) -> dict[str, Any]:
         "clone_weight": method.clone_weight,
         "clone_normalization": method.clone_normalization,
         "attn_out_tap": method.attn_out_tap,
+        "target_gradient": method.target_gradient,
         "factor_std": method.factor_std,
         "taps": choose_taps(plan, method),
         "parameterization": kinds_at(method, 0),

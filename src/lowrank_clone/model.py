@@ -25,23 +25,23 @@ from .taps import Comparison, TargetSquares, calls, linear_of, read_head
 class CloneModel(nn.Module):
     """A frozen teacher and the student cloned from it, as one module that returns the loss.
 
-    `student` is a plain `transformers` model whose weights are leaves; `factors` are what is trained (see `factors.py`
-    and `optim.bind`), outside the module tree so that engines which reduce or shard gradients see leaves only.
+    `student` is a plain model whose weights are leaves; `factors` are what is trained (see `factors.py`, `optim.bind`),
+    outside the module tree so that engines which reduce or shard gradients see leaves only.
 
     Args:
         teacher: Any decoder language model; it is frozen and put into eval mode.
         hidden_size: The student's residual width `d_S`.
         student: Other fields of the student's config to override, for instance `{"rms_norm_eps": 1e-5}`.
         dtype: The student's dtype (the teacher's unless given). Factors are float32 in any case.
-        temperature: T of the KL.
-        lm_weight, kl_weight, clone_weight: Weights of the three terms; one of weight 0 is not computed, but for `lm`.
+        temperature, lm_weight, kl_weight, clone_weight: T of the KL, and weights; a term of weight 0 is not computed.
             The published code sums its KL over positions and leaves out T^2: there, `kl_weight = L / T^2`.
         clone_normalization: `none` (the paper) sums raw MSEs. `target` divides each by the mean square of its target, a
             running mean over optimiser steps, so that no tap outweighs the others by the size of its activations.
         attn_out_tap: Where attention outputs are compared: `student` width, after the write's Z (the paper), or
             `teacher` width, before it (the published code).
-        start: Where the factors start: `random`, factors by name (see `init.py`), or `scratch`: the student as its
-            family starts it, trained directly with nothing of the teacher's (for baselines).
+        target_gradient: Whether a write tap's gradient reaches Z through its target too (the paper).
+        start: `random`, factors by name (see `init.py`), or `scratch`: the student as its family starts it, trained
+            directly with nothing of the teacher's (for baselines).
         factor_std, seed: Of the random start.
         parameterization: `projected`, `dense` or `core` for each group of matrices (see `parameterize.py`).
         taps: Which of the plan's taps to compare; all unless given.
@@ -69,6 +69,7 @@ class CloneModel(nn.Module):
         clone_weight: float = 0.2,
         clone_normalization: Literal["none", "target"] = "none",
         attn_out_tap: Literal["student", "teacher"] = "student",
+        target_gradient: bool = True,
         start: Mapping[str, Tensor] | Literal["random", "scratch"] = "random",
         factor_std: float = 0.02,
         seed: int = 0,
@@ -98,6 +99,7 @@ class CloneModel(nn.Module):
         shape = (self.plan.teacher_width, self.plan.student_width)
         # A write's Z also makes its tap's target: a leaf of its own, so that gradients meet in the factor.
         self.targets = Leaves({tap.name: shape for tap in writes if tap not in at_teacher}, self.student)
+        self.targets.requires_grad_(target_gradient)
         self.factors.links += [Link(leaf, Identity(), name, name + TARGET) for name, leaf in self.targets.items()]
         self.kinds = check_kinds(self.plan, {})
         self.reparameterize(parameterization or {})

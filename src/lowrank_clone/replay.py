@@ -145,6 +145,7 @@ class Replay:
                 _set_forward(block, lambda *_, result=result, **__: result)
             yield
 
+    @torch.no_grad()
     def _check(self, ids: Tensor) -> None:
         """One whole pass: how blocks return the stream, and whether replaying them gives the same."""
         calls: list[tuple[int, Call]] = []

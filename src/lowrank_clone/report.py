@@ -198,7 +198,8 @@ def draw_errors(errors: Mapping[str, Sequence[TapError]], path: Path) -> None:
     """A heatmap of relative errors, layer by tap, for each of these students, in one colour scale."""
     grids = {name: _grid(of) for name, of in errors.items()}
     known = [v for _, _, values in grids.values() for v in values.values() if v and math.isfinite(v)]
-    norm = LogNorm(min(known), max(max(known), min(known) * 1.01)) if known else None
+    least = min(known, default=1.0)
+    norm = LogNorm(least, max([*known, least * 1.01]))
     tallest = max(len(layers) for _, layers, _ in grids.values())
     widest = max(len(places) for places, _, _ in grids.values())
     size = (len(grids) * (2.2 + 0.8 * widest), 2.4 + 0.28 * tallest)
@@ -211,7 +212,7 @@ def draw_errors(errors: Mapping[str, Sequence[TapError]], path: Path) -> None:
         for y, row in enumerate(numbers):
             for x, value in enumerate(row):
                 text = "n/a" if math.isnan(value) else _number(value)
-                dark = norm is not None and not math.isnan(value) and norm(max(value, norm.vmin or 0.0)) < 0.6
+                dark = not math.isnan(value) and norm(max(value, least)) < 0.6
                 panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         panel.set_xticks(range(len(places)), places, rotation=35, ha="right")
         panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])

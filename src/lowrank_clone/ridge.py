@@ -1,4 +1,4 @@
-"""Ridge regression from moments that are summed over batches."""
+"""Regressions from moments that are summed over batches."""
 
 from __future__ import annotations
 
@@ -35,20 +35,52 @@ class Ridge:
         """`A` [p, q], float64."""
         return damped_solve(self.xx, self.xy, lam)
 
-    def solve_affine(self, lam: float) -> tuple[Tensor, Tensor]:
-        """`A` [p, q] and a shift `b` [p] of `x` for `(x + b) A ~ y`, float64.
 
-        `b` is the best for the slopes of the regression with a free intercept, `A` the best for that `b`.
-        """
-        slopes = damped_solve(self.xx - torch.outer(self.sx, self.sx) / self.count, self._centered_xy(), lam)
-        missing = (self.sy - self.sx @ slopes) / self.count
-        b = damped_solve(slopes @ slopes.mT, slopes @ missing, 1e-6)
-        shifted = torch.outer(self.sx, b)
-        xx = self.xx + shifted + shifted.mT + self.count * torch.outer(b, b)
-        return damped_solve(xx, self.xy + torch.outer(b, self.sy), lam), b
+class Diagonal:
+    """`y_j ~ gain_j x_j + bias_j`, channel by channel; x, y: [n, d]."""
 
-    def _centered_xy(self) -> Tensor:
-        return self.xy - torch.outer(self.sx, self.sy) / self.count
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()
+        sums = wide(torch.stack([v.sum(0) for v in (x * x, x * y, x, y, torch.ones_like(x))]))
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def solve(self, with_bias: bool) -> tuple[Tensor, Tensor]:
+        """Gains and biases, [d] each, float64; biases 0 unless wanted."""
+        assert self._sums is not None
+        xx, xy, x, y, n = self._sums
+        if not with_bias:
+            return xy / xx.clamp_min(1e-30), torch.zeros_like(x)
+        gain = (xy - x * y / n) / (xx - x * x / n).clamp_min(1e-30)
+        return gain, (y - gain * x) / n
+
+    def ratio(self) -> float:
+        """One gain for all channels."""
+        assert self._sums is not None
+        xx, xy = self._sums[:2].sum(1).tolist()
+        return xy / max(xx, 1e-30)
+
+
+def tied_gains(moments: Ridge, z: Tensor, weight: Tensor, with_bias: bool, lam: float) -> tuple[Tensor, Tensor]:
+    """Gains `g` and biases `b` of the norm before a tied head: `min sum |E Z (g u + b) - E y|^2`, u: [d_S], y: [d_T].
+
+    Args:
+        moments: Of `u` and `y`. z: The tied factor [d_T, d_S]. weight: The teacher's head `E` [V, d_T].
+    """
+    gram, z = wide(weight.mT @ weight), wide(z)
+    seen = gram @ z  # [d_T, d_S]
+    inner = z.mT @ seen
+    xx, xy = moments.xx, moments.xy
+    if with_bias:
+        xx = xx - torch.outer(moments.sx, moments.sx) / moments.count
+        xy = xy - torch.outer(moments.sx, moments.sy) / moments.count
+    gains = damped_solve(inner * xx, (xy * seen.mT).sum(1), lam)
+    if not with_bias:
+        return gains, torch.zeros_like(gains)
+    missing = (seen.mT @ moments.sy - inner @ (gains * moments.sx)) / moments.count
+    return gains, damped_solve(inner, missing, lam)
 
 
 def wide(x: Tensor) -> Tensor:

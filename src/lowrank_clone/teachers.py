@@ -50,7 +50,7 @@ def load_teacher(teacher: TeacherConfig, dtype: torch.dtype, device: torch.devic
     model, info = _load(
         AutoModelForCausalLM.from_pretrained,
         teacher,
-        dtype=dtype,
+        dtype=torch.float32 if _is_gguf(teacher) else dtype,  # GGUF tensors are dequantised to float32 in any case
         attn_implementation=teacher.attn_implementation,
         output_loading_info=True,
     )
@@ -66,6 +66,8 @@ def load_teacher(teacher: TeacherConfig, dtype: torch.dtype, device: torch.devic
         model.config.quantization_config = None
         del model.config.quantization_config
         vars(model)["hf_quantizer"] = None
+        model = nn.Module.to(model, dtype)
+        model.config.dtype = dtype
     return model if device is None else nn.Module.to(model, device)
 
 
