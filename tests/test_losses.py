@@ -420,3 +420,18 @@ def test_a_second_backward_of_a_tap_is_refused() -> None:
     mse.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="can be differentiated once"):
         mse.backward()
+
+
+@pytest.mark.parametrize("gap", [1e-2, 0.3, 30.0])
+@pytest.mark.parametrize("temperature", [1.0, 40.0])
+def test_kl_of_nearly_equal_and_of_far_logits_is_accurate_in_float32(gap: float, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.eye(2048)
+    teacher = 3 * torch.randn(8, 2048, generator=generator)
+    student = teacher + gap * torch.randn(8, 2048, generator=generator)
+    targets, valid = torch.zeros(8, dtype=torch.long), torch.ones(8, dtype=torch.bool)
+    heads = Head(weight), Head(weight)
+    kl = lm_kl_loss(student, heads[0], teacher, heads[1], targets, valid, temperature=temperature)[2]
+    log_s, log_t = ((x.double() / temperature).log_softmax(-1) for x in (student, teacher))
+    truth = temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+    torch.testing.assert_close(kl.double(), truth, rtol=2e-4, atol=0)

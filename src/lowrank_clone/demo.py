@@ -116,7 +116,7 @@ def _docstrings(library: Path) -> Iterator[tuple[str, str]]:
 def train_scratch(job: Job, result: Result) -> tuple[PreTrainedModel, LanguageLoss]:
     """A student of the same shape that saw the same blocks in the same order, with the next-token loss alone.
 
-    Its learning rate is the best of those tried at this number of tokens (docs/log.md).
+    Its learning rate is a usual one for this size, and its warm-up short, since it has no good start to lose.
     """
     torch.manual_seed(job.arguments.seed)
     scratch = CloneModel(
@@ -132,6 +132,7 @@ def train_scratch(job: Job, result: Result) -> tuple[PreTrainedModel, LanguageLo
         job.arguments,
         output_dir=str(folder),
         learning_rate=SCRATCH_LEARNING_RATE,
+        warmup_steps=1,
         save_strategy="no",
         eval_strategy="no",
     )

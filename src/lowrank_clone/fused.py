@@ -186,13 +186,17 @@ def _block(
             teacher *= 1 / temperature
         p_teacher = torch.softmax(teacher, -1, out=spare[1, : len(teacher)])
         log_z_teacher = _log_normaliser(teacher, p_teacher)
-        expected_gap = torch.linalg.vecdot(p_teacher, teacher.sub_(student))
+        gap = teacher.sub_(student)
+        expected_gap = torch.linalg.vecdot(p_teacher, gap)
+        # KL = log sum_v p_T exp(m - gap), m = sum_v p_T gap: no difference of nearly equal numbers where it is small.
+        small = torch.linalg.vecdot(p_teacher, torch.sub(expected_gap.unsqueeze(-1), gap, out=gap).expm1_()).log1p()
         if not same:
             p_student = torch.softmax(student, -1, out=teacher)
             log_z = _log_normaliser(student, p_student)
             grad.addcmul_(p_student, kl_row)
         grad.addcmul_(p_teacher, kl_row, value=-1)
         row = expected_gap + (log_z - log_z_teacher).squeeze(-1)
+        row = torch.where(small.isfinite(), small.to(row.dtype), row)  # where exp overflows the plain form is exact
         kl = torch.where(valid, row, 0.0).sum() * temperature**2
     if need_grad:
         grad.scatter_add_(-1, labels, -lm_row)
