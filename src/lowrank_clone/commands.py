@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import datasets
 import huggingface_hub
+import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +19,9 @@ from rich.table import Table
 from .architecture import decoder_config
 from .checkpoint import last_checkpoint, load_clone
 from .config import Recipe, load_recipe
+from .cost import estimate
 from .errors import InputError
+from .method import choose_taps, kinds_at
 from .plan import Plan, make_plan
 from .sizes import remarks, size_rows
 
@@ -158,11 +161,49 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
     )
     for line in remarks(plan):
         console.print(line)
-    table = Table("group", "tensors", "deployed parameters", "trained parameters", "reachable share")
-    for row in size_rows(plan):
+    kinds = kinds_at(recipe.method, None)
+    table = Table("group", "kind", "tensors", "deployed parameters", "trained parameters", "reachable share")
+    for row in size_rows(plan, kinds):
         share = "" if row.reachable is None else f"{row.reachable:.1%}"
-        table.add_row(row.group, f"{row.tensors:,}", f"{row.deployed:,}", f"{row.trained:,}", share)
+        kind = "" if row.reachable is None else kinds.get(row.group, "projected")
+        table.add_row(row.group, kind, f"{row.tensors:,}", f"{row.deployed:,}", f"{row.trained:,}", share)
     console.print(table)
+    print_cost(recipe, plan)
+
+
+def print_cost(recipe: Recipe, plan: Plan) -> None:
+    """FLOPs and memory by the cost model, and hours for the recipe's tokens on one named accelerator."""
+    arguments = recipe.training.arguments
+    batch, accumulation = (
+        int(arguments.get(key, default))
+        for key, default in (("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1))
+    )
+    keep = choose_taps(plan, recipe.method)
+    cost = estimate(
+        plan,
+        micro_batch=batch,
+        sequence_length=recipe.data.sequence_length,
+        accumulation=accumulation,
+        dtype=torch.float32 if recipe.student.dtype == "float32" else torch.bfloat16,
+        parameterization=kinds_at(recipe.method, None),
+        attn_out_tap=recipe.method.attn_out_tap,
+        taps=[tap for tap in plan.taps if keep(tap)],
+        checkpointing=bool(arguments.get("activation_checkpointing", False)),
+    )
+    where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"
+    table = Table("cost", "figure", title=f"Cost model, one accelerator: {where}")
+    for label, figure in cost.rows():
+        table.add_row(label, figure)
+    console.print(table)
+    if recipe.training.total_tokens is not None:
+        name, share = "h100-80gb", 0.4
+        run = cost.run(recipe.training.total_tokens, name, utilisation=share)
+        fits = "fits" if run.fits else "does not fit"
+        console.print(
+            f"{recipe.training.total_tokens:,} tokens on one {name} at {share:.0%} of its data sheet's dense peak: "
+            f"{run.hours:,.1f} hours, {run.kilowatt_hours:,.1f} kWh of the board; the memory {fits}. Predicted, not "
+            "measured on such a card."
+        )
 
 
 def print_sheet(sheet: Sheet) -> None:
