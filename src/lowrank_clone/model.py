@@ -37,8 +37,7 @@ class CloneModel(nn.Module):
             The published code sums its KL over positions and leaves out T^2: there, `kl_weight = L / T^2`.
         clone_normalization: `none` (the paper) sums raw MSEs. `target` divides each by the mean square of its target, a
             running mean over optimiser steps, so that no tap outweighs the others by the size of its activations.
-        attn_out_tap: Where attention outputs are compared: `student` width, after the write's Z (the paper), or
-            `teacher` width, before it (the published code).
+        attn_out_tap: Compare attention outputs at `student` width (the paper) or `teacher` width (the published code).
         target_gradient: Whether a write tap's gradient reaches Z through its target too (the paper).
         start: `random`, factors by name (see `init.py`), or `scratch`: the student as its family starts it, trained
             directly with nothing of the teacher's (for baselines).
