@@ -39,9 +39,8 @@ class CloneModel(nn.Module):
             running mean over optimiser steps, so that no tap outweighs the others by the size of its activations.
         attn_out_tap: Compare attention outputs at `student` width (the paper) or `teacher` width (the published code).
         target_gradient: Whether a write tap's gradient reaches Z through its target too (the paper).
-        start: `random`, factors by name (see `init.py`), or `scratch`: the student as its family starts it, trained
-            directly with nothing of the teacher's (for baselines).
-        factor_std, seed: Of the random start.
+        start: `random` (`factor_std`, `seed`), factors by name (see `init.py`), or `scratch`: the student as its family
+            starts it, trained directly with nothing of the teacher's (for baselines).
         parameterization: `projected`, `dense` or `core` for each group of matrices (see `parameterize.py`).
         taps: Which of the plan's taps to compare; all unless given.
         head_factor: Whether an untied LM head has a Z of its own or shares the embedding's.
