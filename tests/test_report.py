@@ -72,24 +72,31 @@ METRICS = [
 def test_sheets_show_the_numbers() -> None:
     measured = inspection()
     errors = error_sheet(measured.errors, measured.tokens)
-    assert errors.columns == ("layer", "mlp.up", "mlp.down", "experts")
+    assert errors.columns == ("layer", "up", "down", "experts")
     assert errors.rows == (
         ("0", "0.500", "n/a", ""),
-        ("1", "1.500", "", ""),
-        ("2", "", "", "2e-05"),
-        ("median", "1.000", "n/a", "2e-05"),
+        ("1", "1.50", "", ""),
+        ("2", "", "", "2.00e-05"),
+        ("median", "1.00", "n/a", "2.00e-05"),
     )
     assert rank_sheet(measured).rows == (("into the first", "20.0", "5.0", "25%"), ("0", "10.0", "8.0", "80%"))
     up, embedding = spectra_sheet(measured.spectra).rows
-    assert up[:4] == ("mlp.up", "2", "4.000", "0")
+    assert up[:4] == ("up", "2", "4.00", "0.00")
     assert up[-1] == "∞"
-    assert embedding[0] == "model.embed (the matrix itself)"
-    assert embedding[4:] == ("2.0 of 2", "1.000", "1.000")
+    assert embedding[0] == "embed (the matrix itself)"
+    assert embedding[4:] == ("2.0 of 2", "1.00", "1.00")
     assert len(factor_sheet(measured.spectra).rows) == 3
     masking = masking_sheet(measured)
     assert masking.rows[0] == ("teacher", "2.0000", "+1.5000", "+0.0200 (+0.0100 … +0.0300)")
     assert "0 (1), 1 (1)" in masking.note
     assert changes(MaskedLosses(1.0, 1.5, ())) == (0.5, [])
+
+
+def test_places_are_shortened_as_far_as_they_stay_apart() -> None:
+    places = ("experts.0.up", "experts.1.up", "mlp.down", "experts.0")
+    sheet = error_sheet([tap_error(0, place, 1234.5) for place in places], 1)
+    assert sheet.columns[1:] == ("experts.0.up", "experts.1.up", "down", "experts.0")
+    assert sheet.rows[0] == ("0", *["1,234"] * 4)
 
 
 def test_every_sheet_says_unit_and_source() -> None:
@@ -131,7 +138,7 @@ def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
     assert "<script" not in text
     assert "runs/&lt;a&gt;" in text
     assert "teacher &amp; co" in text
-    assert re.search(r"<td>mlp.up</td><td>2</td><td>4.000</td>", text)
+    assert re.search(r"<td>up</td><td>2</td><td>4.00</td>", text)
     assert plt.get_fignums() == []
 
 

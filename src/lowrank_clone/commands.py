@@ -210,7 +210,7 @@ def print_sheet(sheet: Sheet) -> None:
     """A table with its unit and source under it."""
     table = Table(title=sheet.title, caption=sheet.note, caption_justify="left", title_justify="left")
     for i, column in enumerate(sheet.columns):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="right" if i else "left", no_wrap=i == 0, overflow="fold")
     for row in sheet.rows:
         table.add_row(*row)
     console.print(table)

@@ -134,7 +134,7 @@ def spectra_sheet(spectra: Iterable[Spectrum]) -> Sheet:
                 _number(max(s.condition for s in group)),
             )
         )
-    headings = ("largest", "smallest", "effective rank, median", "condition, median", "condition, worst")
+    headings = ("largest", "smallest", "median effective rank", "median condition", "worst condition")
     return Sheet("Singular values of the factors", _SPECTRA_NOTE, ("factor of", "factors", *headings), tuple(rows))
 
 
@@ -202,7 +202,7 @@ def draw_errors(errors: Mapping[str, Sequence[TapError]], path: Path) -> None:
     norm = LogNorm(least, max([*known, least * 1.01]))
     tallest = max(len(layers) for _, layers, _ in grids.values())
     widest = max(len(places) for places, _, _ in grids.values())
-    size = (len(grids) * (2.2 + 0.8 * widest), 2.4 + 0.28 * tallest)
+    size = (1.2 + len(grids) * (1.0 + 0.65 * widest), 2.0 + 0.28 * tallest)
     figure, axes = plt.subplots(1, len(grids), figsize=size, layout="constrained", squeeze=False)
     for panel, (name, (places, layers, values)) in zip(axes[0], grids.items(), strict=True):
         cells = [[values.get((layer, place)) for place in places] for layer in layers]
@@ -216,8 +216,9 @@ def draw_errors(errors: Mapping[str, Sequence[TapError]], path: Path) -> None:
                 panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         panel.set_xticks(range(len(places)), places, rotation=35, ha="right")
         panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-        panel.set(ylabel="layer", title=f"Relative error ||s − t||² / ||t||², {name}")
-    figure.colorbar(image, ax=axes[0, -1], label="relative error (no unit, logarithmic)")
+        panel.set(ylabel="layer", title=name)
+    figure.colorbar(image, ax=axes[0, -1], label="||s − t||² / ||t||² (no unit, logarithmic)")
+    figure.suptitle("Relative error of activations")
     _save(figure, path)
 
 
@@ -248,7 +249,9 @@ def draw_spectra(spectra: Iterable[Spectrum], path: Path) -> None:
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
     size = (3.2 * columns, 2.6 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
     last = max((s.layer or 0 for group in kinds.values() for s in group), default=0)
     colours = plt.get_cmap("viridis")
     for panel, (label, group) in zip(axes.flat, kinds.items(), strict=False):
@@ -392,26 +395,40 @@ def _image(path: Path | None, alt: str) -> str:
 
 def _grid(errors: Sequence[TapError]) -> tuple[list[str], list[int], dict[tuple[int, str], float | None]]:
     """Columns (places in a layer, as they first appear), rows (layers) and values of a table of errors."""
-    places = list(dict.fromkeys(error.place for error in errors))
+    short = _shorten(error.place for error in errors)
     layers = sorted({error.tap.layer for error in errors})
-    return places, layers, {(error.tap.layer, error.place): error.error for error in errors}
+    values = {(error.tap.layer, short[error.place]): error.error for error in errors}
+    return list(short.values()), layers, values
+
+
+def _shorten(places: Iterable[str]) -> dict[str, str]:
+    """Each place's last name, as far as no other place ends in it: `mlp.up_proj` is `up_proj`."""
+    distinct = list(dict.fromkeys(places))
+    last = {place: place.rpartition(".")[2] for place in distinct}
+    counts = Counter(last.values())
+    return {place: name if counts[name] == 1 and not name.isdigit() else place for place, name in last.items()}
 
 
 def _by_kind(spectra: Iterable[Spectrum]) -> dict[str, list[Spectrum]]:
     kinds: dict[str, list[Spectrum]] = {}
+    spectra = list(spectra)
+    short = _shorten(spectrum.place for spectrum in spectra)
     for spectrum in spectra:
-        label = spectrum.place if spectrum.is_projection else f"{spectrum.place} (the matrix itself)"
+        place = short[spectrum.place]
+        label = place if spectrum.is_projection else f"{place} (the matrix itself)"
         kinds.setdefault(label, []).append(spectrum)
     return kinds
 
 
 def _number(value: float | None) -> str:
-    """Three digits that stay readable over many orders of magnitude."""
+    """Three significant digits, over many orders of magnitude."""
     if value is None:
         return "n/a"
     if math.isinf(value):
         return "∞"
-    return f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.3g}"
+    if value == 0 or 0.001 <= abs(value) < 1e6:
+        return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
+    return f"{value:.2e}"
 
 
 def _save(figure: Any, path: Path) -> None:
