@@ -36,7 +36,16 @@ from .sizes import remarks
 from .teachers import load_config, load_teacher, load_tokenizer
 from .trainer import CloneArguments, CloneTrainer
 
-OURS = ("student", "scratch", "metrics.jsonl", "recipe.yaml", "versions.json", "curves.png", "training_args.bin")
+OURS = (
+    "student",
+    "scratch",
+    "inspect",
+    "metrics.jsonl",
+    "recipe.yaml",
+    "versions.json",
+    "curves.png",
+    "training_args.bin",
+)
 
 
 Start = Mapping[str, Tensor] | Literal["random", "scratch"]
