@@ -133,6 +133,25 @@ def test_resume_with_another_plan_or_teacher_is_refused(recipe: Path, tmp_path: 
     assert sorted(str(path) for path in (tmp_path / "run").rglob("*")) == before
 
 
+@pytest.mark.parametrize("init", ["calibrated", "channels"])
+def test_a_shared_head_factor_starts_from_a_fit_that_shares_it(recipe: Path, init: str) -> None:
+    from lowrank_clone.config import load_recipe
+    from lowrank_clone.init import calibrated_start, channels_start
+    from lowrank_clone.method import calibration_batches
+    from lowrank_clone.run import check, make_clone, prepare_data
+
+    overrides = [f"method.init={init}", "method.head_factor=embedding", "method.calibration.tokens=512"]
+    job = check(load_recipe(str(recipe), overrides))
+    blocks = prepare_data(job)
+    clone = make_clone(job, blocks)
+    batches = calibration_batches(blocks.train, job.recipe.method)
+    start = calibrated_start if init == "calibrated" else channels_start
+    fitted = start(clone.teacher, job.plan, batches, share_head=True)
+    name = "model.embed_tokens.weight"
+    assert "lm_head.weight" not in clone.factors
+    torch.testing.assert_close(clone.factors[name].detach(), fitted[name])
+
+
 def test_resume_without_a_run(recipe: Path, capsys) -> None:
     assert "no complete checkpoint" in refused(capsys, "train", recipe, "--resume")
 

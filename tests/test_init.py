@@ -89,7 +89,7 @@ def test_exact_where_the_other_channels_are_silent(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", [*FAMILIES])
-def test_channels_beat_random_factors(family: str) -> None:
+def test_channels_fit_every_family(family: str) -> None:
     teacher = tiny_model(family)
     plan = make_plan(teacher.config, 20)
     start = channels_start(teacher, plan, TEXT)

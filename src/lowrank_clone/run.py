@@ -134,18 +134,24 @@ def make_clone(job: Job, blocks: data.Blocks) -> CloneModel:
 
 def make_start(job: Job, teacher: PreTrainedModel, blocks: data.Blocks) -> Start:
     """Where the recipe lets the factors start; what resumes or follows an earlier run loads them later."""
-
     method = job.recipe.method
+    share_head = method.head_factor == "embedding"
     if method.baseline in ("scratch", "logit_kd"):
         return "scratch"
     if job.start_from is not None:
         return "random"
     if method.baseline == "channels_dense" or method.init == "channels":
-        return channels_start(teacher, job.plan, calibration_batches(blocks.train, method))
+        return channels_start(teacher, job.plan, calibration_batches(blocks.train, method), share_head=share_head)
     if method.init == "calibrated":
         batches = calibration_batches(blocks.train, method)
-        progress = not job.arguments.disable_tqdm
-        return calibrated_start(teacher, job.plan, batches, basis=method.calibration.basis, progress=progress)
+        return calibrated_start(
+            teacher,
+            job.plan,
+            batches,
+            basis=method.calibration.basis,
+            share_head=share_head,
+            progress=not job.arguments.disable_tqdm,
+        )
     return "random"
 
 
