@@ -6,10 +6,11 @@
     python benchmarks/quality.py --report                 # only the table and the figure, from finished runs
 
 Each run is one JSON in the output folder; a run that is there is not done again, a killed one starts anew. Every
-variant first tries its learning rates on short runs (`--grid-tokens`, the same schedule squeezed into that length);
-the best goes into the full run (`--tokens`). With `--grid-tokens 0` its first rate does, and with `--rate` that one.
-The table shows the best full run. All runs use AdamW(0.9, 0.95) without weight decay, clipping at 1.0, a warm-up over
-5 % of the steps (three at least) and a linear decay to zero.
+variant first tries its optimisers and learning rates on short runs (`--grid-tokens`, the same schedule squeezed into
+that length); the best goes into the full run (`--tokens`). With `--grid-tokens 0` its first does, and with `--rate`
+that rate, with the optimiser of its first. The table shows the best full run. `adamw` is AdamW(0.9, 0.95), `muon` is
+Muon(0.9) for matrices and that AdamW for the rest; no weight decay, clipping at 1.0, a warm-up over 5 % of the steps
+(three at least) and a linear decay to zero.
 
 Text: Python's own documentation topics and docstrings, held out by document. A seed decides the order of the blocks
 and a random start. A run of n tokens sees n / 256 blocks, each once; the calibrated start is computed from the first
@@ -60,35 +61,38 @@ T1: dict[str, Any] = {
     "clone_weight": 0.2,
     "clone_normalization": "target",
 }
-# From the calibrated start the gradient through a tap's target undoes the start in the first steps.
+# With AdamW the gradient through a tap's target makes the first steps from the calibrated start worse.
 HELD: dict[str, Any] = T1 | {"target_gradient": False}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: where the student starts, options of `CloneModel`, and the learning rates to try."""
+    """A row of the table: where the student starts, options of `CloneModel`, and what to try."""
 
     title: str
     start: str
     options: dict[str, Any]
-    rates: tuple[float, ...]
+    settings: tuple[tuple[str, float], ...]  # optimiser and learning rate
     parameterization: dict[str, str] = field(default_factory=dict)
 
 
+FRESH = (("adamw", 1e-3), ("muon", 3e-3))
+PRUNED = (("adamw", 3e-4), ("muon", 1e-3))
+FITTED = (("muon", 3e-4),)  # the best of six trials, see docs/log.md
 ALL_DENSE = {"attention": "dense", "ffn": "dense", "embedding": "dense"}
 VARIANTS = {
-    "scratch": Variant("scratch, LM", "scratch", BASELINE, (1e-3, 3e-3)),
-    "logit_kd": Variant("scratch, LM + KL", "scratch", T1 | {"clone_weight": 0.0}, (1e-3, 3e-3)),
+    "scratch": Variant("scratch, LM", "scratch", BASELINE, FRESH),
+    "logit_kd": Variant("scratch, LM + KL", "scratch", T1 | {"clone_weight": 0.0}, FRESH),
     "channels_dense": Variant(
-        "pruned channels, dense, LM + KL", "channels", T1 | {"clone_weight": 0.0}, (3e-4, 1e-3), ALL_DENSE
+        "pruned channels, dense, LM + KL", "channels", T1 | {"clone_weight": 0.0}, PRUNED, ALL_DENSE
     ),
-    "random_t40": Variant("random, T = 40, raw taps (published)", "random", T40, (1e-3, 3e-3)),
-    "random_t1": Variant("random, T = 1, normalised taps", "random", T1, (1e-3, 3e-3)),
-    "channels_t40": Variant("channels, T = 40, raw taps", "channels", T40, (1e-4, 3e-4)),
-    "channels_t1": Variant("channels, T = 1, normalised taps", "channels", T1, (1e-4, 3e-4)),
-    "calibrated": Variant("calibrated, T = 1, normalised taps, targets held", "calibrated", HELD, (3e-5, 1e-4)),
-    "calibrated_dense": Variant("calibrated + dense FFN", "calibrated", HELD, (3e-5, 1e-4), {"ffn": "dense"}),
-    "calibrated_core": Variant("calibrated + core FFN", "calibrated", HELD, (3e-5, 1e-4), {"ffn": "core"}),
+    "random_t40": Variant("random, T = 40, raw taps (published)", "random", T40, FRESH),
+    "random_t1": Variant("random, T = 1, normalised taps", "random", T1, FRESH),
+    "channels_t40": Variant("channels, T = 40, raw taps", "channels", T40, PRUNED),
+    "channels_t1": Variant("channels, T = 1, normalised taps", "channels", T1, PRUNED),
+    "calibrated": Variant("calibrated, T = 1, normalised taps, targets held", "calibrated", HELD, FITTED),
+    "calibrated_dense": Variant("calibrated + dense FFN", "calibrated", HELD, FITTED, {"ffn": "dense"}),
+    "calibrated_core": Variant("calibrated + core FFN", "calibrated", HELD, FITTED, {"ffn": "core"}),
 }
 
 
@@ -97,13 +101,14 @@ class Run:
     """One training run; its name is its file's."""
 
     variant: str
+    optimizer: str
     rate: float
     tokens: int
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.variant}-lr{self.rate:g}-{self.tokens}-seed{self.seed}"
+        return f"{self.variant}-{self.optimizer}{self.rate:g}-{self.tokens}-seed{self.seed}"
 
     @property
     def steps(self) -> int:
@@ -125,31 +130,28 @@ def last_loss(result: dict[str, Any]) -> float:
 
 
 def grid(variant: str, options: argparse.Namespace) -> list[Run]:
-    """The short runs that choose a learning rate; none where there is no choice."""
-    rates = VARIANTS[variant].rates if options.grid_tokens else ()
-    return [Run(variant, rate, options.grid_tokens, 0) for rate in rates] if len(rates) > 1 else []
+    """The short runs that choose optimiser and learning rate; none where there is no choice."""
+    settings = VARIANTS[variant].settings if options.grid_tokens and options.rate is None else ()
+    return [Run(variant, *setting, options.grid_tokens, 0) for setting in settings] if len(settings) > 1 else []
 
 
-def best_rate(variant: str, options: argparse.Namespace) -> float | None:
-    """The rate of the best short run, or None while one is missing."""
-    losses = {}
-    for run in grid(variant, options):
-        result = read(run, options.output)
-        if result is None:
-            return None
-        losses[run.rate] = last_loss(result)
-    return min(losses, key=lambda rate: losses[rate]) if losses else VARIANTS[variant].rates[0]
+def best(variant: str, options: argparse.Namespace) -> tuple[str, float]:
+    """Optimiser and learning rate of the best short run; the first ones where there is none."""
+    results = [(run, read(run, options.output)) for run in grid(variant, options)]
+    losses = {run: last_loss(result) for run, result in results if result is not None}
+    if losses:
+        run = min(losses, key=lambda run: losses[run])
+        return run.optimizer, run.rate
+    optimizer, rate = VARIANTS[variant].settings[0]
+    return optimizer, options.rate or rate
 
 
 def missing(options: argparse.Namespace) -> Iterator[Run]:
     """Runs still to do, in order: for each variant its short runs, then its full one; seeds after the first last."""
     for seed in options.seeds:
         for variant in options.variants:
-            if options.rate is None:
-                yield from (run for run in grid(variant, options) if read(run, options.output) is None)
-            rate = options.rate or best_rate(variant, options)
-            assert rate is not None
-            full = Run(variant, rate, options.tokens, seed)
+            yield from (run for run in grid(variant, options) if read(run, options.output) is None)
+            full = Run(variant, *best(variant, options), options.tokens, seed)
             if read(full, options.output) is None:
                 yield full
 
@@ -239,6 +241,8 @@ def execute(run: Run, teacher: PreTrainedModel, text: Text, options: argparse.Na
             max_steps=run.steps,
             per_device_train_batch_size=BATCH,
             learning_rate=run.rate,
+            muon=run.optimizer == "muon",
+            muon_momentum=0.9,
             lr_scheduler_type="linear",
             warmup_steps=warmup,
             adam_beta2=0.95,
@@ -264,6 +268,7 @@ def execute(run: Run, teacher: PreTrainedModel, text: Text, options: argparse.Na
     kept = ("step", "lm", "kl", "clone", "grad_norm")
     return {
         "variant": run.variant,
+        "optimizer": run.optimizer,
         "rate": run.rate,
         "tokens": run.tokens,
         "seed": run.seed,
@@ -295,13 +300,18 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
+def setting(result: dict[str, Any]) -> tuple[str, float]:
+    """Optimiser and learning rate of a result."""
+    return result["optimizer"], result["rate"]
+
+
 def best_full(own: list[dict[str, Any]], tokens: int) -> list[dict[str, Any]]:
-    """A variant's runs of this length at the rate whose first seed ended best, one for each seed."""
+    """A variant's runs of this length at the setting whose first seed ended best, one for each seed."""
     full = sorted((result for result in own if result["tokens"] == tokens), key=lambda result: result["seed"])
     if not full:
         return []
-    rate = min((result for result in full if result["seed"] == full[0]["seed"]), key=last_loss)["rate"]
-    return [result for result in full if result["rate"] == rate]
+    chosen = setting(min((result for result in full if result["seed"] == full[0]["seed"]), key=last_loss))
+    return [result for result in full if setting(result) == chosen]
 
 
 def scratch_tokens(loss: float, results: list[dict[str, Any]]) -> str:
@@ -317,15 +327,17 @@ def scratch_tokens(loss: float, results: list[dict[str, Any]]) -> str:
 def table(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """One row per variant as Markdown; what was not run says so."""
     lines = [
-        f"| variant | learning rate | start | after {options.tokens:,} tokens | perplexity | highest above start "
-        "| tokens scratch needs | other rates: loss (tokens) |",
+        f"| variant | optimiser, rate | start | after {options.tokens:,} tokens | perplexity | highest above start "
+        "| tokens scratch needs | others tried: loss (tokens) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for key, variant in VARIANTS.items():
         own = [result for result in results if result["variant"] == key]
         full = best_full(own, options.tokens)
-        others = sorted((r for r in own if r not in full), key=lambda result: (result["tokens"], result["rate"]))
-        tried = ", ".join(f"{r['rate']:g}: {show(last_loss(r))} ({r['tokens']:,})" for r in others) or "–"
+        others = sorted((r for r in own if r not in full), key=lambda result: (result["tokens"], *setting(result)))
+        tried = (
+            ", ".join(f"{r['optimizer']} {r['rate']:g}: {show(last_loss(r))} ({r['tokens']:,})" for r in others) or "–"
+        )
         if not full:
             lines.append(f"| {variant.title} | | | not run | | | | {tried} |")
             continue
@@ -333,8 +345,9 @@ def table(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
         rise = max(value - result["curve"][0][1] for result in full for _, value in result["curve"])
         mean = sum(losses) / len(losses)
         lines.append(
-            f"| {variant.title} | {full[0]['rate']:g} | {show(start)} | {' / '.join(map(show, losses))} "
-            f"| {math.exp(min(mean, 700)):,.1f} | {rise:.2f} | {scratch_tokens(mean, results)} | {tried} |"
+            f"| {variant.title} | {full[0]['optimizer']} {full[0]['rate']:g} | {show(start)} "
+            f"| {' / '.join(map(show, losses))} | {math.exp(min(mean, 700)):,.1f} | {rise:.2f} "
+            f"| {scratch_tokens(mean, results)} | {tried} |"
         )
     return "\n".join(lines)
 
@@ -392,7 +405,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--tokens", type=int, default=61_440, help="of a full run")
-    parser.add_argument("--grid-tokens", type=int, default=20_480, help="of the runs that choose a learning rate")
+    parser.add_argument("--grid-tokens", type=int, default=16_384, help="of the runs that choose optimiser and rate")
     parser.add_argument("--rate", type=float, help="do full runs at this learning rate, without a grid")
     parser.add_argument("--max-runs", type=int, help="stop after so many")
     parser.add_argument("--teacher", help="folder, GGUF file or Hub id; the demo's teacher unless given")

@@ -18,6 +18,7 @@ from lowrank_clone.config import (
     training_arguments,
 )
 from lowrank_clone.errors import InputError
+from lowrank_clone.trainer import CloneArguments
 
 MINIMAL = """\
 teacher: {model: some/model}
@@ -53,7 +54,7 @@ def test_shipped_names() -> None:
 def test_shipped_recipe_loads_and_makes_training_arguments(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     arguments = training_arguments(recipe, world_size=8) | {"output_dir": str(tmp_path)}
-    assert TrainingArguments(**arguments).max_steps > 0
+    assert CloneArguments(**arguments).max_steps > 0
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lowrank_clone.model import CloneModel
-from lowrank_clone.optim import bind
+from lowrank_clone.optim import MuonAdamW, bind
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda parameters: SGD(parameters, lr=1e-2),
     "momentum": lambda parameters: SGD(parameters, lr=1e-2, momentum=0.9, weight_decay=0.1),
     "adam": lambda parameters: Adam(parameters, lr=1e-3),
     "adamw": lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=0.1),
+    "muon": lambda parameters: MuonAdamW(parameters, lr=1e-3, weight_decay=0.1),
 }
 NORM = "model.layers.0.input_layernorm.weight"
 
@@ -110,6 +111,39 @@ def test_param_groups_and_state_are_an_ordinary_optimiser_s() -> None:
         vectors = [p for p in each.factors.parameters() if p.ndim == 1]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
         optimizers.append(bind(AdamW(groups, lr=1e-3), each.factors))
+    model(batch()).loss.backward()
+    optimizers[0].step()
+    other.factors.load(model.factors.state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for each, optimizer in zip((model, other), optimizers, strict=True):
+        each(batch(seed=2)).loss.backward()
+        optimizer.step()
+    assert all(torch.equal(model.factors[name], other.factors[name]) for name in model.factors)
+
+
+def test_muon_steps_alike_in_every_direction_and_leaves_the_rest_to_adamw() -> None:
+    torch.manual_seed(0)
+    matrix, vector, experts = (torch.nn.Parameter(torch.randn(*shape)) for shape in ((24, 16), (16,), (2, 8, 16)))
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in (vector, experts)]
+    before = matrix.detach().clone()
+    both, adamw = MuonAdamW([matrix, vector, experts], lr=1e-3, betas=(0.9, 0.95)), AdamW(alone, 1e-3, (0.9, 0.95))
+    for group in adamw.param_groups:
+        group["weight_decay"] = 0.0
+    # One direction's gradient is 10,000 times the others', as along a massive activation.
+    matrix.grad = torch.randn(24, 16) + 1e4 * torch.outer(torch.ones(24), torch.ones(16))
+    for p, same in zip((vector, experts), alone, strict=True):
+        p.grad = torch.randn_like(p)
+        same.grad = p.grad.clone()
+    both.step()
+    adamw.step()
+    largest = torch.linalg.matrix_norm(matrix.detach() - before, 2)
+    assert largest < 1.5 * 1e-3 * 0.2 * 24**0.5  # a sign matrix, Adam's first step, has 1e-3 sqrt(24 x 16)
+    assert torch.equal(vector, alone[0]) and torch.equal(experts, alone[1])
+
+
+def test_muon_s_state_is_one_optimiser_s() -> None:
+    model, other = clone(), clone()
+    optimizers = [bind(MuonAdamW(each.factors.parameters(), lr=1e-3), each.factors) for each in (model, other)]
     model(batch()).loss.backward()
     optimizers[0].step()
     other.factors.load(model.factors.state_dict())

@@ -278,6 +278,8 @@ RESUMED = {
     ),
     "dropout": ({"teacher": {"attention_dropout": 0.3}}, {}),
     "bfloat16": ({"dtype": torch.bfloat16}, {}),
+    "muon": ({}, {"muon": True, "weight_decay": 0.1}),
+    "muon-dense": ({"parameterization": {"embedding": "dense", "ffn": "dense"}}, {"muon": True}),
     "dense-and-core": ({"parameterization": {"embedding": "dense", "ffn": "core"}}, {}),
 }
 

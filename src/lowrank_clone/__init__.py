@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .batches import CloneOutput, count_tokens
     from .errors import InputError
     from .model import CloneModel
-    from .optim import bind
+    from .optim import MuonAdamW, bind
     from .plan import Plan, make_plan
     from .trainer import CloneArguments, CloneTrainer
 
@@ -27,6 +27,7 @@ __all__ = [
     "CloneOutput",
     "CloneTrainer",
     "InputError",
+    "MuonAdamW",
     "Plan",
     "bind",
     "count_tokens",
@@ -39,6 +40,7 @@ _HOMES = {
     "CloneOutput": "batches",
     "CloneTrainer": "trainer",
     "InputError": "errors",
+    "MuonAdamW": "optim",
     "Plan": "plan",
     "bind": "optim",
     "count_tokens": "batches",

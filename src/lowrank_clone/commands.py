@@ -188,6 +188,7 @@ def print_cost(recipe: Recipe, plan: Plan) -> None:
         parameterization=kinds_at(recipe.method, None),
         attn_out_tap=recipe.method.attn_out_tap,
         taps=[tap for tap in plan.taps if keep(tap)],
+        optimizer_states=1 if arguments.get("muon", False) else 2,
         checkpointing=bool(arguments.get("activation_checkpointing", False)),
     )
     where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"

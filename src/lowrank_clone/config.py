@@ -26,10 +26,10 @@ from typing import Annotated, Any, Literal, Union
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
-from transformers import TrainingArguments
 
 from .data import DataConfig, SourceConfig
 from .errors import InputError
+from .trainer import CloneArguments
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -160,7 +160,8 @@ class TrainingConfig:
     total_tokens: Annotated[int, BeforeValidator(_whole), Field(gt=0)] | None = None
     """Tokens to train on; sets max_steps from the tokens of one step, rounded up."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Fields of transformers.TrainingArguments; in YAML these keys stand in the section itself."""
+    """Fields of transformers.TrainingArguments, and `muon`, `muon_momentum` and `log_taps` of CloneArguments; in YAML
+    these keys stand in the section itself."""
 
     @field_validator("arguments")
     @classmethod
@@ -204,7 +205,7 @@ _SECTIONS: dict[str, type] = {
 _RECIPES = resources.files(__package__) / "recipes"
 # The field that holds an open section's other keys.
 _OPEN = {"student": "overrides", "training": "arguments"}
-_TRAINING_FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+_TRAINING_FIELDS = {field.name: field for field in dataclasses.fields(CloneArguments)}
 
 
 # --- loading and writing ----------------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def shipped_recipes() -> list[str]:
 
 
 def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
-    """Keyword arguments for `TrainingArguments`, `total_tokens` turned into `max_steps` for `world_size` processes."""
+    """Keyword arguments for `CloneArguments`, `total_tokens` turned into `max_steps` for `world_size` processes."""
     arguments = dict(recipe.training.arguments)
     if recipe.training.total_tokens is not None:
         sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -429,6 +430,7 @@ _TRAINING_LIMITS = {
     "per_device_train_batch_size": Field(gt=0),
     "per_device_eval_batch_size": Field(gt=0),
     "gradient_accumulation_steps": Field(gt=0),
+    "muon_momentum": Field(ge=0, lt=1),
 }
 
 
@@ -443,7 +445,7 @@ def _check_training_argument(key: str, value: Any) -> None:
 
 @functools.cache
 def _training_adapter(key: str) -> TypeAdapter[Any]:
-    hint = _without_free_text(typing.get_type_hints(TrainingArguments)[key])
+    hint = _without_free_text(typing.get_type_hints(CloneArguments)[key])
     return TypeAdapter(Annotated[hint, _TRAINING_LIMITS[key]] if key in _TRAINING_LIMITS else hint)
 
 

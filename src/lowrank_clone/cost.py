@@ -127,7 +127,7 @@ def estimate(
         parameterization: Kind by group, `projected` unless given.
         taps: What is compared, all of the plan's taps unless given.
         checkpointing: Of the student's activations.
-        optimizer_states: Numbers that the optimiser keeps for each trained one; 2 for Adam.
+        optimizer_states: Numbers that the optimiser keeps for each trained one; 2 for Adam, 1 for Muon.
         chunk_elements: Of the fused loss; by `device` unless given.
     """
     tokens = micro_batch * sequence_length

@@ -21,7 +21,7 @@ from .callbacks import Progress
 from .checkpoint import last_checkpoint, load_clone, save_clone
 from .errors import InputError
 from .model import CloneModel
-from .optim import bind
+from .optim import MuonAdamW, bind
 
 
 class NonFiniteLoss(RuntimeError):
@@ -30,7 +30,7 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass
 class CloneArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults that a clone needs, and `log_taps`.
+    """`TrainingArguments` with the defaults that a clone needs, `log_taps` and `muon`.
 
     The student's precision is `CloneModel(dtype=...)`, since its master weights are float32 factors in any case; `bf16`
     and `fp16` (autocast over float32 weights) stay off.
@@ -40,6 +40,8 @@ class CloneArguments(TrainingArguments):
     prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluate losses, not logits."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A non-finite loss stops training."})
     label_names: list[str] | None = field(default_factory=list, metadata={"help": "Labels are optional."})
+    muon: bool = field(default=False, metadata={"help": "Muon for matrices (`MuonAdamW`) instead of `optim`."})
+    muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon."})
     adam_beta2: float = field(default=0.999, metadata={"help": "As published (LRC, arXiv 2505.12781, appendix)."})
 
     def __post_init__(self) -> None:
@@ -52,6 +54,11 @@ class CloneArguments(TrainingArguments):
             )
         if self.deepspeed or self.fsdp:
             raise InputError("training.deepspeed and training.fsdp are not supported yet; use one process or DDP")
+        if self.muon and not str(getattr(self.optim, "value", self.optim)).startswith("adamw_torch"):
+            raise InputError(
+                f"training.optim: got {self.optim} beside training.muon, which trains what is no matrix with AdamW; "
+                "remove one of the two"
+            )
         super().__post_init__()
 
 
@@ -75,6 +82,14 @@ class CloneTrainer(Trainer):
         if not isinstance(model, CloneModel):
             raise InputError(f"CloneTrainer: got a model of type {type(model).__name__}, expected a CloneModel")
         kwargs.setdefault("data_collator", default_data_collator)
+        if args.muon:
+            options = {
+                "lr": args.learning_rate,
+                "momentum": args.muon_momentum,
+                "betas": (args.adam_beta1, args.adam_beta2),
+                "eps": args.adam_epsilon,
+            }
+            kwargs.setdefault("optimizer_cls_and_kwargs", (MuonAdamW, options))
         super().__init__(model=model, args=args, **kwargs)
         self.clone = model
         self._terms: dict[str, Tensor] = {}
