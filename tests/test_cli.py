@@ -121,6 +121,19 @@ def test_resume_goes_on_and_overwrite_starts_anew(recipe: Path, tmp_path: Path, 
     assert (run / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("baseline", ["scratch", "logit_kd", "channels_dense"])
+def test_a_baseline_is_resumed_and_exported(recipe: Path, tmp_path: Path, capsys, baseline: str) -> None:
+    run = tmp_path / "run"
+    assert lrc("train", recipe, f"method.baseline={baseline}") == 0
+    whole = load_file(run / "student" / "model.safetensors")
+    (run / "checkpoint-4" / "trainer_state.json").unlink()
+    assert lrc("train", recipe, f"method.baseline={baseline}", "--resume") == 0
+    assert lrc("export", run, tmp_path / "again") == 0
+    for folder in (run / "student", tmp_path / "again"):
+        again = load_file(folder / "model.safetensors")
+        assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_resume_with_another_plan_or_teacher_is_refused(recipe: Path, tmp_path: Path, teacher: Path, capsys) -> None:
     assert lrc("train", recipe) == 0
     before = sorted(str(path) for path in (tmp_path / "run").rglob("*"))

@@ -112,8 +112,11 @@ def max_length(config: PretrainedConfig) -> int | None:
     return int(limit) if limit is not None else None
 
 
-def make_clone(job: Job, blocks: data.Blocks) -> CloneModel:
-    """Load the teacher and build the clone that the recipe describes, at its start."""
+def make_clone(job: Job, blocks: data.Blocks | None) -> CloneModel:
+    """Load the teacher and build the clone that the recipe describes, at its start.
+
+    `blocks` are what the start is computed from; None for a job that resumes, whose factors are loaded afterwards.
+    """
     recipe, device = job.recipe, job.arguments.device
     teacher = load_teacher(recipe.teacher, dtype(recipe.teacher.dtype, device), device)
     clone = CloneModel(
@@ -121,7 +124,7 @@ def make_clone(job: Job, blocks: data.Blocks) -> CloneModel:
         recipe.student.hidden_size,
         student=recipe.student.overrides,
         dtype=dtype(recipe.student.dtype, device),
-        start=make_start(job, teacher, blocks) if job.checkpoint is None else "random",
+        start=make_start(job, teacher, blocks),
         seed=job.arguments.seed,
         **clone_settings(job.plan, recipe.method),
     )
@@ -132,14 +135,18 @@ def make_clone(job: Job, blocks: data.Blocks) -> CloneModel:
     return clone
 
 
-def make_start(job: Job, teacher: PreTrainedModel, blocks: data.Blocks) -> Start:
-    """Where the recipe lets the factors start; what resumes or follows an earlier run loads them later."""
+def make_start(job: Job, teacher: PreTrainedModel, blocks: data.Blocks | None) -> Start:
+    """Where the recipe lets the factors start; what resumes or follows an earlier run loads them later.
+
+    Which factors there are is decided here for a resumed run too: a student from scratch has none of the teacher's.
+    """
     method = job.recipe.method
     share_head = method.head_factor == "embedding"
     if method.baseline in ("scratch", "logit_kd"):
         return "scratch"
-    if job.start_from is not None:
+    if job.checkpoint is not None or job.start_from is not None:
         return "random"
+    assert blocks is not None
     if method.baseline == "channels_dense" or method.init == "channels":
         return channels_start(teacher, job.plan, calibration_batches(blocks.train, method), share_head=share_head)
     if method.init == "calibrated":
