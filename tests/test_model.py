@@ -260,3 +260,9 @@ def test_an_unusable_width_is_refused(hidden_size: Any) -> None:
 def test_reentrant_checkpointing_is_refused() -> None:
     with pytest.raises(InputError, match="got use_reentrant=True, expected False"):
         clone().activation_checkpointing_enable({"use_reentrant": True})
+
+
+def test_generation_settings_are_copied_and_not_shared() -> None:
+    model = clone()
+    model.student.generation_config.max_new_tokens = 7
+    assert model.teacher.generation_config.max_new_tokens is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -41,7 +42,7 @@ def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype, inhe
             attn_implementation=teacher.config._attn_implementation,
             experts_implementation=teacher.config._experts_implementation,
         )
-    student.generation_config = teacher.generation_config
+    student.generation_config = copy.deepcopy(teacher.generation_config)
     if not inherit:
         return student
     parameters, buffers = dict(teacher.named_parameters(remove_duplicate=False)), dict(teacher.named_buffers())
