@@ -66,6 +66,9 @@ def test_pca_with_a_tied_head_is_refused() -> None:
     plan = make_plan(tiny_config("llama", tie_word_embeddings=True), 16)
     with pytest.raises(InputError, match="pca with a tied head"):
         check_method(plan, MethodConfig(init="calibrated", calibration=CalibrationConfig(basis="pca")))
+    shared = MethodConfig(init="calibrated", calibration=CalibrationConfig(basis="pca"), head_factor="embedding")
+    with pytest.raises(InputError, match="pca with a tied head"):
+        check_method(PLAN, shared)
 
 
 def test_ramp_is_linear_over_the_steps() -> None:

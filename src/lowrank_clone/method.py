@@ -45,7 +45,7 @@ def check_method(plan: Plan, method: MethodConfig, max_steps: int | None = None)
         )
     if at(method.temperature, 0, 1) <= 0 or at(method.temperature, 1, 1) <= 0:
         raise InputError("method.temperature: expected a start and an end above 0")
-    tied = plan.student_config.tie_word_embeddings
+    tied = plan.student_config.tie_word_embeddings or method.head_factor == "embedding"
     if method.init == "calibrated" and method.calibration.basis == "pca" and tied:
         raise InputError(
             "method.calibration.basis: got pca with a tied head, expected reads or channels; the head shares the "
@@ -112,6 +112,11 @@ def kinds_at(method: MethodConfig, step: int | None) -> dict[str, str]:
     return kinds
 
 
+def last_kinds(plan: Plan, method: MethodConfig) -> dict[str, str]:
+    """The kind of each group after the last switch, those that a baseline sets included."""
+    return {**clone_settings(plan, method)["parameterization"], **kinds_at(method, None)}
+
+
 def _groups(method: MethodConfig) -> Mapping[str, Any]:
     return {} if isinstance(method.parameterization, str) else method.parameterization
 
@@ -145,7 +150,5 @@ def calibration_batches(blocks: Any, method: MethodConfig, batch_size: int = 4) 
     """[batch, length] token ids of the first training blocks, `method.calibration.tokens` of them or all there are."""
     length = len(blocks[0]["input_ids"])
     count = min(len(blocks), -(-method.calibration.tokens // length))
-    if method.init == "channels" or method.baseline == "channels_dense":
-        count = min(count, 15)  # RED (arXiv 2605.29327): 15 samples are enough
     ids = torch.tensor(blocks[:count]["input_ids"])
     return list(ids.split(batch_size))

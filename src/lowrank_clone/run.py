@@ -56,7 +56,6 @@ class Job:
     """A checked run that has not started; `checkpoint` is what it resumes, `start_from` whose factors it begins at."""
 
     recipe: Recipe
-    teacher_config: PretrainedConfig
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
     arguments: CloneArguments
@@ -87,23 +86,31 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> J
     folder = Path(str(arguments.output_dir))
     checkpoint = _check_folder(folder, resume, overwrite)
     data.check_sources(recipe.data)
-    config = load_config(recipe.teacher)
-    text = decoder_config(config)
-    check_student_overrides(recipe.student.overrides, text.to_dict())
-    plan = make_plan(config, recipe.student.hidden_size, recipe.student.overrides)
-    steps = arguments.max_steps if arguments.max_steps > 0 else None
-    check_method(plan, recipe.method, steps)
+    plan = plan_of(recipe, arguments.max_steps if arguments.max_steps > 0 else None)
     start_from = _checkpoint_of(recipe.method.start_from)
     for needed in (checkpoint, start_from):
         if needed is not None:
             check_plan(plan, needed)
     tokenizer = load_tokenizer(recipe.teacher)
-    limit = max_length(text)
+    limit = max_length(plan.teacher_config)
     if limit is not None and recipe.data.sequence_length > limit:
         raise InputError(
             f"data.sequence_length: got {recipe.data.sequence_length}, the model takes at most {limit} tokens; lower it"
         )
-    return Job(recipe, config, plan, tokenizer, arguments, folder, checkpoint, start_from)
+    return Job(recipe, plan, tokenizer, arguments, folder, checkpoint, start_from)
+
+
+def plan_of(recipe: Recipe, max_steps: int | None = None) -> Plan:
+    """The plan of a recipe, with all checked that the teacher's config alone decides.
+
+    Raises:
+        InputError: The teacher, the student's overrides or the method do not go together.
+    """
+    config = load_config(recipe.teacher)
+    check_student_overrides(recipe.student.overrides, decoder_config(config).to_dict())
+    plan = make_plan(config, recipe.student.hidden_size, recipe.student.overrides)
+    check_method(plan, recipe.method, max_steps)
+    return plan
 
 
 def max_length(config: PretrainedConfig) -> int | None:
@@ -164,7 +171,7 @@ def make_start(job: Job, teacher: PreTrainedModel, blocks: data.Blocks | None) -
 
 def prepare_data(job: Job) -> data.Blocks:
     """Tokenised and packed blocks. Their labels are their ids, so the column is left out."""
-    text = decoder_config(job.teacher_config)
+    text = job.plan.teacher_config
     blocks = data.prepare(job.recipe.data, job.tokenizer, max_length=max_length(text), vocab_size=text.vocab_size)
     return data.Blocks(
         blocks.train.select_columns("input_ids"), blocks.validation.select_columns("input_ids"), blocks.report
