@@ -259,10 +259,18 @@ def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
     """Keyword arguments for `CloneArguments`, `total_tokens` turned into `max_steps` for `world_size` processes."""
     arguments = dict(recipe.training.arguments)
     if recipe.training.total_tokens is not None:
-        sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        sequences = math.prod(arguments.get(key, _TRAINING_FIELDS[key].default) for key in sizes) * world_size
+        sequences = math.prod(batch_sizes(recipe)) * world_size
         arguments["max_steps"] = math.ceil(recipe.training.total_tokens / (sequences * recipe.data.sequence_length))
     return arguments
+
+
+def batch_sizes(recipe: Recipe) -> tuple[int, int]:
+    """Sequences of a micro-batch on one device, and micro-batches of an optimiser step."""
+    batch, accumulation = (
+        recipe.training.arguments.get(key, _TRAINING_FIELDS[key].default)
+        for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    )
+    return batch, accumulation
 
 
 def check_student_overrides(overrides: Mapping[str, Any], teacher_config: Mapping[str, Any]) -> None:

@@ -222,16 +222,10 @@ class _Sizes:
 
     def trained(self) -> int:
         """Numbers that the optimiser sees."""
-        square = self.plan.teacher_width * self.plan.student_width
-        total = 0
-        for role in self.plan.of_kind("read", "write", "bias", "vector"):
-            if role.kind == "vector" or self.kind(role) != "projected":
-                total += math.prod(role.student_shape)
-            elif role.kind != "bias":
-                total += square
-        return total + sum(
-            square for tap in self.target_leaves() if self.kind(self.plan.roles[tap.name]) != "projected"
-        )
+        own = sum(self.plan.trained(role, self.kind(role)) for role in self.plan.roles.values())
+        # A write that is trained itself leaves its Z to its tap's target.
+        left = sum(self.kind(self.plan.roles[tap.name]) != "projected" for tap in self.target_leaves())
+        return own + left * self.plan.teacher_width * self.plan.student_width
 
     def target_leaves(self) -> list[TapSpec]:
         return [tap for tap in self.taps if tap.kind == "write" and not self.at_teacher_width(tap)]

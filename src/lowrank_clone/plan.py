@@ -94,9 +94,13 @@ class Plan:
     @property
     def trained_parameters(self) -> int:
         """Numbers that the optimiser sees when every matrix is `projected`."""
-        factors = len({role.factor for role in self.of_kind("read", "write")})
-        vectors = sum(math.prod(role.student_shape) for role in self.of_kind("vector"))
-        return factors * self.teacher_width * self.student_width + vectors
+        return sum(map(self.trained, self.roles.values()))
+
+    def trained(self, role: Role, kind: str = "projected") -> int:
+        """Those of one parameter whose group is of this kind; a projected bias hangs on its write's factor."""
+        if kind == "projected" and role.kind in ("read", "write", "bias"):
+            return 0 if role.kind == "bias" else self.teacher_width * self.student_width
+        return 0 if role.kind == "inherited" else math.prod(role.student_shape)
 
 
 def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[str, Any] | None = None) -> Plan:
@@ -164,14 +168,8 @@ def _classify_module(
     roles: list[Role] = []
     for name, (teacher_shape, student_shape) in sorted(shapes.items(), key=lambda item: -len(item[1][0])):
         axis = axes[name]
-        write = next(
-            (
-                r
-                for r in roles
-                if r.kind == "write" and architecture.is_bias_of(teacher_shape, axis, r.teacher_shape, r.axis)
-            ),
-            None,
-        )
+        writes = (r for r in roles if r.kind == "write")
+        write = next((w for w in writes if architecture.is_bias_of(teacher_shape, axis, w.teacher_shape, w.axis)), None)
         group = groups.of(name, module_name, teacher_shape)
         layer = groups.layer(name)
         common = (module_name, teacher_shape, student_shape, axis)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
+from .architecture import Group
 from .plan import Plan, Role
-
-GROUPS = ("embedding", "head", "attention", "ffn", "experts", "vector", "inherited")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def size_rows(plan: Plan, kinds: Mapping[str, str] | None = None) -> list[SizeRo
         kinds: Parameterisation by group (`projected` unless given).
     """
     rows = []
-    for group in GROUPS:
+    for group in get_args(Group):
         roles = [role for role in plan.roles.values() if role.group == group]
         if roles:
             rows.append(_row(plan, group, roles, (kinds or {}).get(group, "projected")))
@@ -38,14 +38,15 @@ def size_rows(plan: Plan, kinds: Mapping[str, str] | None = None) -> list[SizeRo
 
 def _row(plan: Plan, group: str, roles: list[Role], kind: str) -> SizeRow:
     deployed = sum(math.prod(role.student_shape) for role in roles)
-    if group in ("vector", "inherited"):
-        return SizeRow(group, len(roles), deployed, deployed if group == "vector" else 0, None)
+    trained = sum(plan.trained(role, kind) for role in roles)
     matrices = [role for role in roles if role.kind in ("read", "write")]
-    if kind != "projected":
-        return SizeRow(group, len(roles), deployed, deployed, 1.0)
-    trained = len({role.factor for role in matrices}) * plan.teacher_width * plan.student_width
-    reach = sum(reachable_share(plan, role) * math.prod(role.student_shape) for role in matrices)
-    return SizeRow(group, len(roles), deployed, trained, reach / sum(math.prod(r.student_shape) for r in matrices))
+    reach = None
+    if matrices and kind != "projected":
+        reach = 1.0
+    elif matrices:
+        reached = sum(reachable_share(plan, role) * math.prod(role.student_shape) for role in matrices)
+        reach = reached / sum(math.prod(role.student_shape) for role in matrices)
+    return SizeRow(group, len(roles), deployed, trained, reach)
 
 
 def reachable_share(plan: Plan, role: Role) -> float:
