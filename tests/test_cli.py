@@ -165,6 +165,22 @@ def test_a_shared_head_factor_starts_from_a_fit_that_shares_it(recipe: Path, ini
     torch.testing.assert_close(clone.factors[name].detach(), fitted[name])
 
 
+def test_export_needs_no_text_and_names_what_is_missing(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    from lowrank_clone import data
+
+    run = tmp_path / "2024"  # a name that YAML takes for a number
+    assert lrc("train", recipe, f"training.output_dir='{run}'", "training.logging_steps=3") == 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "prepare", lambda *_, **__: pytest.fail("text was read"))
+    (run / "metrics.jsonl").unlink()
+    assert lrc("export", "2024", tmp_path / "out") == 0
+    assert "256 tokens" in (tmp_path / "out" / "README.md").read_text()
+    for checkpoint in run.glob("checkpoint-*"):
+        (checkpoint / "trainer_state.json").unlink()
+    assert "let the run go on" in refused(capsys, "export", "2024", tmp_path / "new")
+    assert "no recipe.yaml" in refused(capsys, "export", tmp_path / "none", tmp_path / "new")
+
+
 def test_resume_without_a_run(recipe: Path, capsys) -> None:
     assert "no complete checkpoint" in refused(capsys, "train", recipe, "--resume")
 
@@ -272,3 +288,16 @@ def test_families_of_one_type(capsys) -> None:
     assert lrc("families", "qwen3") == 0
     assert "1 of 1 types" in capsys.readouterr().out
     assert "no causal language model" in refused(capsys, "families", "nonsense")
+
+
+def test_the_plan_of_a_dense_group_and_of_a_baseline(recipe: Path, capsys) -> None:
+    assert lrc("plan", recipe, "method.parameterization={ffn: dense}") == 0
+    shown = capsys.readouterr().out
+    total = int(shown.split(" deployed and ")[1].split()[0].replace(",", ""))
+    cells = [line.split("│") for line in shown.splitlines() if line.count("│") == 7]
+    assert total == sum(int(row[5].strip().replace(",", "")) for row in cells)
+    assert lrc("plan", recipe, "method.baseline=channels_dense") == 0
+    shown = capsys.readouterr().out
+    assert "dense" in shown and "projected" not in shown
+    assert "taps, MFLOP/token" in shown and "kept by taps, GiB" in shown
+    assert next(line for line in shown.splitlines() if "taps, MFLOP" in line).split("│")[2].strip() == "0.0"

@@ -38,9 +38,10 @@ def load_clone(clone: CloneModel, folder: Path) -> None:
         InputError: `folder` is no such checkpoint, or belongs to another plan.
     """
     check_plan(clone.plan, folder)
-    if _read_plan(folder)["teacher"] != _digest(clone):
+    plan = _read_plan(folder)
+    if plan["teacher"] != _digest(clone):
         raise InputError(f"{folder}: its teacher has the same shapes but other weights; resume with the same teacher")
-    clone.reparameterize(_read_plan(folder)["kinds"])
+    clone.reparameterize(plan["kinds"])
     tensors = load_file(folder / FACTORS_FILE)
     of_kind: dict[str, dict[str, Tensor]] = {"factor": {}, "target_squares": {}}
     for key, value in tensors.items():

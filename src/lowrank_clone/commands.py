@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import huggingface_hub
@@ -15,18 +16,19 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from transformers import TrainerState
 
-from .architecture import decoder_config
 from .checkpoint import last_checkpoint, load_clone
-from .config import Recipe, load_recipe
+from .config import Recipe, batch_sizes, load_recipe
 from .cost import estimate
 from .errors import InputError
-from .method import choose_taps, kinds_at
-from .plan import Plan, make_plan
+from .method import clone_settings, last_kinds
+from .plan import Plan
 from .sizes import remarks, size_rows
 
 if TYPE_CHECKING:
     from .report import Sheet
+    from .run import Job
 
 # Tables and reports go to standard output, so that they can be piped.
 console = Console(highlight=False, soft_wrap=True)
@@ -58,11 +60,10 @@ def train(arguments: Namespace) -> None:
 
 def plan(arguments: Namespace) -> None:
     """`lrc plan RECIPE [section.key=value ...]`"""
-    from .teachers import load_config
+    from .run import plan_of
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    config = load_config(recipe.teacher)
-    print_plan(recipe, make_plan(config, recipe.student.hidden_size, recipe.student.overrides))
+    print_plan(recipe, plan_of(recipe))
 
 
 def families(arguments: Namespace) -> None:
@@ -83,44 +84,32 @@ def families(arguments: Namespace) -> None:
 def export(arguments: Namespace) -> None:
     """`lrc export RUN OUTPUT`"""
     from .export import CardFacts, export_student, teacher_license
-    from .report import read_metrics
-    from .run import check, make_clone, prepare_data
+    from .run import make_clone
 
-    run, output = Path(arguments.run), Path(arguments.output)
-    if not (run / "recipe.yaml").is_file():
-        raise InputError(f"`{run}` holds no recipe.yaml; expected the folder of a run")
+    output = Path(arguments.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"`{output}` is not empty; give a new folder")
-    recipe = load_recipe(str(run / "recipe.yaml"), [f"training.output_dir={run}"])
-    job = check(recipe, resume=True)
-    assert job.checkpoint is not None
-    clone = make_clone(job, prepare_data(job))
-    load_clone(clone, job.checkpoint)
-    step = int(job.checkpoint.name.rsplit("-", 1)[1])
-    metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
-    tokens = max((line.get("tokens", 0) for line in metrics), default=0)
-    losses = {f"student at step {line['step']}": line["eval_lm"] for line in metrics if "eval_lm" in line}
-    facts = CardFacts(recipe.teacher.model, teacher_license(recipe.teacher.model), tokens, losses)
-    export_student(clone, output, job.tokenizer, recipe, facts)
-    console.print(f"The student of step {step} is in {output}.")
+    saved = _saved(Path(arguments.run))
+    clone = make_clone(saved.job, None)
+    load_clone(clone, saved.checkpoint)
+    losses = {f"student at step {line['step']}": line["eval_lm"] for line in saved.metrics if "eval_lm" in line}
+    model = saved.job.recipe.teacher.model
+    facts = CardFacts(model, teacher_license(model), saved.tokens, losses)
+    export_student(clone, output, saved.job.tokenizer, saved.job.recipe, facts)
+    console.print(f"The student of step {saved.step} is in {output}.")
 
 
 def inspect(arguments: Namespace) -> None:
     """`lrc inspect RUN [--tokens N] [--start] [--no-html]`"""
     from .diagnostics import inspect_pair, relative_errors
-    from .report import RunFacts, draw_inspection, read_metrics, sheets, write_page
-    from .run import check, make_clone, prepare_data
+    from .report import RunFacts, draw_inspection, sheets, write_page
+    from .run import make_clone, prepare_data
 
     run = Path(arguments.run)
     if arguments.tokens < 1:
         raise InputError(f"--tokens: got {arguments.tokens}, expected a positive number of validation tokens")
-    if not (run / "recipe.yaml").is_file():
-        raise InputError(f"`{run}` holds no recipe.yaml; expected the folder of a run")
-    if last_checkpoint(run) is None:
-        raise InputError(f"`{run}` holds no complete checkpoint; let the run go on until it has saved one")
-    recipe = load_recipe(str(run / "recipe.yaml"), [f"training.output_dir={run}", "method.compile=false"])
-    job = check(recipe, resume=True)
-    assert job.checkpoint is not None
+    saved = _saved(run, "method.compile=false")
+    job, recipe = saved.job, saved.job.recipe
     prepared = prepare_data(job)
     blocks = prepared.validation
     blocks = blocks.select(range(min(len(blocks), -(-arguments.tokens // recipe.data.sequence_length))))
@@ -128,21 +117,50 @@ def inspect(arguments: Namespace) -> None:
         clone = make_clone(replace(job, checkpoint=None) if arguments.start else job, prepared)
         pair = (clone.teacher, clone.student, clone.plan, clone.factors, blocks)
         start = relative_errors(*pair) if arguments.start else ()
-        load_clone(clone, job.checkpoint)
+        load_clone(clone, saved.checkpoint)
         inspection = inspect_pair(*pair, progress=lambda step: status.update(f"Measuring: {step}"))
         inspection = replace(inspection, start_errors=start)
     for sheet in sheets(inspection):
         print_sheet(sheet)
-    step, metrics_file = int(job.checkpoint.name.rsplit("-", 1)[1]), run / "metrics.jsonl"
-    metrics = read_metrics(metrics_file) if metrics_file.is_file() else []
-    metrics = [line for line in metrics if line["step"] <= step]
-    figures = draw_inspection(inspection, metrics, run / "inspect")
+    figures = draw_inspection(inspection, saved.metrics, run / "inspect")
     if not arguments.no_html:
-        tokens = max((line.get("tokens", 0) for line in metrics), default=0)
-        today = date.today().isoformat()
-        facts = RunFacts(str(run), recipe.teacher.model, job.checkpoint.name, tokens, today, version("lowrank-clone"))
+        today, ours = date.today().isoformat(), version("lowrank-clone")
+        facts = RunFacts(str(run), recipe.teacher.model, saved.checkpoint.name, saved.tokens, today, ours)
         write_page(inspection, facts, figures, run / "inspect" / "report.html")
     console.print(f"Figures{'' if arguments.no_html else ' and report.html'} are in {run / 'inspect'}.")
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The last complete checkpoint of a run: the job that resumes there, and what was counted and logged until then."""
+
+    job: Job
+    checkpoint: Path
+    step: int
+    tokens: int
+    metrics: list[dict[str, Any]]
+
+
+def _saved(run: Path, *overrides: str) -> _Saved:
+    """Where the run in this folder stands.
+
+    Raises:
+        InputError: It is no run's folder, or nothing is saved there yet.
+    """
+    from .report import read_metrics
+    from .run import check
+
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"`{run}` holds no recipe.yaml; expected the folder of a run")
+    checkpoint = last_checkpoint(run)
+    if checkpoint is None:
+        raise InputError(f"`{run}` holds no complete checkpoint; let the run go on until it has saved one")
+    recipe = load_recipe(str(run / "recipe.yaml"), [f"training.output_dir={json.dumps(str(run))}", *overrides])
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    file = run / "metrics.jsonl"
+    lines = read_metrics(file) if file.is_file() else []
+    metrics = [line for line in lines if line["step"] <= state.global_step]
+    return _Saved(check(recipe, resume=True), checkpoint, state.global_step, state.num_input_tokens_seen, metrics)
 
 
 def demo(arguments: Namespace) -> None:
@@ -154,16 +172,17 @@ def demo(arguments: Namespace) -> None:
 
 def print_plan(recipe: Recipe, plan: Plan) -> None:
     """Sizes by group: matrices, deployed and trained numbers, and how much of the deployed ones training can reach."""
-    text = decoder_config(plan.teacher_config)
+    kinds = last_kinds(plan, recipe.method)
+    rows = size_rows(plan, kinds)
+    trained = sum(row.trained for row in rows)
     console.print(
-        f"{text.model_type}: residual width {plan.teacher_width} -> {plan.student_width}, {len(plan.taps)} taps, "
-        f"{plan.deployed_parameters:,} deployed and {plan.trained_parameters:,} trained parameters"
+        f"{plan.teacher_config.model_type}: residual width {plan.teacher_width} -> {plan.student_width}, "
+        f"{len(plan.taps)} taps, {plan.deployed_parameters:,} deployed and {trained:,} trained parameters"
     )
     for line in remarks(plan):
         console.print(line)
-    kinds = kinds_at(recipe.method, None)
     table = Table("group", "kind", "tensors", "deployed parameters", "trained parameters", "reachable share")
-    for row in size_rows(plan, kinds):
+    for row in rows:
         share = "" if row.reachable is None else f"{row.reachable:.1%}"
         kind = "" if row.reachable is None else kinds.get(row.group, "projected")
         table.add_row(row.group, kind, f"{row.tensors:,}", f"{row.deployed:,}", f"{row.trained:,}", share)
@@ -174,22 +193,21 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
 def print_cost(recipe: Recipe, plan: Plan) -> None:
     """FLOPs and memory by the cost model, and hours for the recipe's tokens on one named accelerator."""
     arguments = recipe.training.arguments
-    batch, accumulation = (
-        int(arguments.get(key, default))
-        for key, default in (("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1))
-    )
-    keep = choose_taps(plan, recipe.method)
+    batch, accumulation = batch_sizes(recipe)
+    settings = clone_settings(plan, recipe.method)
+    compared = [tap for tap in plan.taps if settings["clone_weight"] != 0 and settings["taps"](tap)]
     cost = estimate(
         plan,
         micro_batch=batch,
         sequence_length=recipe.data.sequence_length,
         accumulation=accumulation,
         dtype=torch.float32 if recipe.student.dtype == "float32" else torch.bfloat16,
-        parameterization=kinds_at(recipe.method, None),
+        parameterization=last_kinds(plan, recipe.method),
         attn_out_tap=recipe.method.attn_out_tap,
-        taps=[tap for tap in plan.taps if keep(tap)],
+        taps=compared,
+        # The second is transformers' older name of the first.
+        checkpointing=any(arguments.get(key) for key in ("activation_checkpointing", "gradient_checkpointing")),
         optimizer_states=1 if arguments.get("muon", False) else 2,
-        checkpointing=bool(arguments.get("activation_checkpointing", False)),
     )
     where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"
     table = Table("cost", "figure", title=f"Cost model, one accelerator: {where}")
