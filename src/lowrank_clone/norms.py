@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .plan import Plan, Role
-from .replay import Call, block_names
+from .replay import Call, block_names, watch_calls
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ def read_norm(name: str, module: nn.Module, weight: str | None, bias: str | None
         zero, offset = module(probe), 0.0
         if weight is not None:
             own = vectors[weight.rpartition(".")[2]]
-            slope = module_at(module, own, 1.0, probe) - zero
+            own.fill_(1.0)
+            slope = module(probe) - zero
             offset = float((zero * slope).sum() / slope.square().sum().clamp_min(1e-30))
             own.fill_(1.0 - round(offset))
         centers = torch.allclose(module(probe), module(probe + 1.0), atol=1e-3)
@@ -64,12 +64,6 @@ def read_norm(name: str, module: nn.Module, weight: str | None, bias: str | None
     return Norm(name, weight, bias, round(offset, 3), centers)
 
 
-def module_at(module: nn.Module, vector: Tensor, value: float, x: Tensor) -> Tensor:
-    """The module's output with one of its vectors set to `value`."""
-    vector.fill_(value)
-    return module(x)
-
-
 def find_norms(model: PreTrainedModel, plan: Plan, ids: Tensor) -> dict[str, Norm]:
     """Every norm of the residual width that runs, by its module, in the order in which they run.
 
@@ -77,23 +71,13 @@ def find_norms(model: PreTrainedModel, plan: Plan, ids: Tensor) -> dict[str, Nor
     """
     calls: dict[str, Call] = {}
     owners, blocks = _vector_owners(plan), block_names(model)
-    handles = []
-    for name in owners:
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-            calls[name] = Call(args, kwargs, output)
-
-        handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-    try:
+    with watch_calls(model, owners, calls.__setitem__):
         model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     norms: dict[str, Norm] = {}
     for name, call in calls.items():
         single = len(call.args) + len(call.kwargs) == 1 and isinstance(call.output, Tensor)
         if name not in blocks and single and call.x.shape == call.y.shape:
-            weight, bias = _weight_and_bias(model.get_submodule(name), owners[name])
+            weight, bias = _weight_and_bias(owners[name])
             norms[name] = read_norm(name, model.get_submodule(name), weight, bias)
     return norms
 
@@ -116,7 +100,7 @@ def _vector_owners(plan: Plan) -> dict[str, list[Role]]:
     return {name: roles for name, roles in owners.items() if name not in mixed}
 
 
-def _weight_and_bias(module: nn.Module, roles: Iterable[Role]) -> tuple[str | None, str | None]:
+def _weight_and_bias(roles: Iterable[Role]) -> tuple[str | None, str | None]:
     """Which vector multiplies and which is added."""
     names = [role.name for role in roles]
     weight = next((name for name in names if name.endswith("weight")), None)

@@ -148,27 +148,18 @@ class Replay:
     @torch.no_grad()
     def _check(self, ids: Tensor) -> None:
         """One whole pass: how blocks return the stream, and whether replaying them gives the same."""
-        calls: list[tuple[int, Call]] = []
-
-        def hook(index: int) -> Callable[..., None]:
-            def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                calls.append((index, Call(args, kwargs, output)))
-                self._extra[index] = len(output) - 1 if isinstance(output, tuple) else None
-
-            return seen
-
+        calls: list[tuple[str, Call]] = []
         kind = self.model.config.model_type
         refusal = InputError(
             f"start: the blocks of `{kind}` can't be run one at a time, which a calibrated start needs; "
             "use `channels` or `random`"
         )
-        with ExitStack() as hooks:
-            for index, block in enumerate(self.blocks):
-                hooks.callback(block.register_forward_hook(hook(index), with_kwargs=True).remove)
+        with watch_calls(self.model, self.names, lambda name, call: calls.append((name, call))):
             self.model(input_ids=ids, use_cache=False)
-        if [index for index, _ in calls] != list(range(len(self.blocks))):
+        if [name for name, _ in calls] != self.names:
             raise refusal
-        for index, call in calls:
+        self._extra = [len(call.output) - 1 if isinstance(call.output, tuple) else None for _, call in calls]
+        for index, (_, call) in enumerate(calls):
             try:
                 out = self.block(index, ids, call.x).out
             except Exception as error:  # each family fails in its own way without what its earlier blocks leave
@@ -198,6 +189,20 @@ class Spool:
 
     def __getitem__(self, index: int) -> Tensor:
         return self._items[index].to(self._device, copy=True)
+
+
+@contextmanager
+def watch_calls(model: nn.Module, names: Iterable[str], see: Callable[[str, Call], None]) -> Iterator[None]:
+    """Tell `see` the name and the call of each of these modules whenever it has run."""
+
+    def hook_of(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs, output: see(name, Call(args, kwargs, output))
+
+    with ExitStack() as hooks:
+        for name in names:
+            module = model.get_submodule(name)
+            hooks.callback(module.register_forward_hook(hook_of(name), with_kwargs=True).remove)
+        yield
 
 
 def first_stream(model: PreTrainedModel, ids: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .norms import Norm
 from .plan import Plan, Role
-from .replay import Call, Replay
+from .replay import Call, Replay, watch_calls
 
 
 @dataclass(frozen=True)
@@ -140,30 +140,14 @@ def _observe(
         if role.module.startswith(prefix):
             roles.setdefault(role.module, []).append(role)
     events: list[_Event] = []
-    modules = [*roles, *(name for name in norms if name.startswith(prefix))]
-    handles = []
-    for name in modules:
-        own = roles.get(name, [])
-        reads, writes = ([role for role in own if role.kind == kind] for kind in ("read", "write"))
 
-        def hook(
-            module: nn.Module,
-            args: Any,
-            kwargs: Any,
-            output: Any,
-            name: str = name,
-            reads: list[Role] = reads,
-            writes: list[Role] = writes,
-        ) -> None:
-            # Events hold the tensors: an address is one tensor's only as long as that lives.
-            events.append(_Event(name, Call(args, kwargs, output), reads, writes, norms.get(name)))
+    def see(name: str, call: Call) -> None:
+        # Events hold the tensors: an address is one tensor's only as long as that lives.
+        reads, writes = ([role for role in roles.get(name, ()) if role.kind == kind] for kind in ("read", "write"))
+        events.append(_Event(name, call, reads, writes, norms.get(name)))
 
-        handles.append(replay.model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-    try:
+    with watch_calls(replay.model, [*roles, *(name for name in norms if name.startswith(prefix))], see):
         out = replay.block(index, ids, stream).out
-    finally:
-        for handle in handles:
-            handle.remove()
     assert out is not None
     return events, out
 
