@@ -92,7 +92,7 @@ class Core(Basis):
 
 def factor_dtype(leaf: torch.dtype) -> torch.dtype:
     """Master precision of a leaf's factor: float32, or float64 for a float64 leaf."""
-    return torch.float64 if leaf == torch.float64 else torch.float32
+    return torch.promote_types(leaf, torch.float32)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from .architecture import Groups
 from .bases import Projected
 from .errors import InputError
-from .evaluate import language_loss
+from .evaluate import batches, evaluating, language_loss
 from .factors import Factors
 from .parameterize import TARGET
 from .plan import Plan, TapSpec
@@ -339,23 +339,17 @@ def rows_per_batch(length: int) -> int:
 
 
 def _batches(blocks: Sequence[Any], device: torch.device) -> Iterator[Tensor]:
-    step = rows_per_batch(len(blocks[0]["input_ids"]))
-    for start in range(0, len(blocks), step):
-        rows = [blocks[i]["input_ids"] for i in range(start, min(start + step, len(blocks)))]
-        yield torch.as_tensor(rows, device=device)
+    return batches(blocks, rows_per_batch(len(blocks[0]["input_ids"])), device)
 
 
 def _forward(model: PreTrainedModel, ids: Tensor) -> None:
     """Run up to the LM head, in eval mode."""
-    training = model.training
-    model.eval()
-    with head_input(model):
+    with evaluating(model), head_input(model):
         model(input_ids=ids, use_cache=False)
-    model.train(training)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ calibrated    ours: regressions that follow the teacher's residual stream throug
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -20,6 +19,7 @@ from . import channels
 from .calibration import calibrate
 from .encoder import Basis
 from .errors import InputError
+from .evaluate import evaluating
 from .plan import Plan
 from .replay import block_names
 
@@ -94,17 +94,6 @@ def calibrated_start(
         tqdm(total=steps, desc="calibrating", unit="block", dynamic_ncols=True, disable=not progress) as bar,
     ):
         return calibrate(teacher, plan, batches, basis, share_head, lambda: bar.update() and None)
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model in eval mode, and afterwards as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _check(plan: Plan, batches: Sequence[Tensor], basis: str, share_head: bool) -> None:
