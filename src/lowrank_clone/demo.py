@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import pydoc_data.topics
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ def run_demo(overrides: Sequence[str], console: Console) -> None:
     folder = Path(str(recipe.training.arguments["output_dir"]))
     fixed = []
     if recipe.teacher.model == "demo":
-        fixed.append(f"teacher.model={teacher_file()}")
+        fixed.append(f"teacher.model={json.dumps(str(teacher_file()))}")
     recipe = load_recipe("demo", [*fixed, *overrides])
     text = Path(recipe.data.sources[0].path)
     count = write_text(text)
@@ -122,6 +123,7 @@ def train_scratch(job: Job, result: Result) -> tuple[PreTrainedModel, LanguageLo
     scratch = CloneModel(
         result.clone.teacher,
         job.plan.student_width,
+        student=job.recipe.student.overrides,
         dtype=result.clone.student.dtype,
         kl_weight=0.0,
         clone_weight=0.0,
