@@ -6,11 +6,11 @@
     python benchmarks/quality.py --report                 # only the table and the figure, from finished runs
 
 Each run is one JSON in the output folder; a run that is there is not done again, a killed one starts anew. Every
-variant first tries its optimisers and learning rates on short runs (`--grid-tokens`, the same schedule squeezed into
-that length); the best goes into the full run (`--tokens`). With `--grid-tokens 0` its first does, and with `--rate`
-that rate, with the optimiser of its first. The table shows the best full run. `adamw` is AdamW(0.9, 0.95), `muon` is
-Muon(0.9) for matrices and that AdamW for the rest; no weight decay, clipping at 1.0, a warm-up over 5 % of the steps
-(three at least) and a linear decay to zero.
+variant, or the one that it is `tuned_as`, first tries optimisers and learning rates on short runs (`--grid-tokens`, the
+same schedule squeezed into that length); the best goes into the full run (`--tokens`). With `--grid-tokens 0` its first
+does, and with `--rate` that rate, with the optimiser of its first. The table shows the best full run. `adamw` is
+AdamW(0.9, 0.95), `muon` is Muon(0.9) for matrices and that AdamW for the rest; no weight decay, clipping at 1.0, a
+warm-up over 5 % of the steps (three at least) and a linear decay to zero.
 
 Text: Python's own documentation topics and docstrings, held out by document. A seed decides the order of the blocks
 and a random start. A run of n tokens sees n / 256 blocks, each once; the calibrated start is computed from the first
@@ -74,11 +74,12 @@ class Variant:
     options: dict[str, Any]
     settings: tuple[tuple[str, float], ...]  # optimiser and learning rate
     parameterization: dict[str, str] = field(default_factory=dict)
+    tuned_as: str | None = None  # the variant whose short runs choose for this one too
 
 
 FRESH = (("adamw", 1e-3), ("muon", 3e-3))
 PRUNED = (("adamw", 3e-4), ("muon", 1e-3))
-FITTED = (("muon", 3e-4),)  # the best of six trials, see docs/log.md
+FITTED = (("muon", 3e-4),)  # the best of the trials in docs/log.md
 ALL_DENSE = {"attention": "dense", "ffn": "dense", "embedding": "dense"}
 VARIANTS = {
     "scratch": Variant("scratch, LM", "scratch", BASELINE, FRESH),
@@ -87,9 +88,9 @@ VARIANTS = {
         "pruned channels, dense, LM + KL", "channels", T1 | {"clone_weight": 0.0}, PRUNED, ALL_DENSE
     ),
     "random_t40": Variant("random, T = 40, raw taps (published)", "random", T40, FRESH),
-    "random_t1": Variant("random, T = 1, normalised taps", "random", T1, FRESH),
-    "channels_t40": Variant("channels, T = 40, raw taps", "channels", T40, PRUNED),
-    "channels_t1": Variant("channels, T = 1, normalised taps", "channels", T1, PRUNED),
+    "random_t1": Variant("random, T = 1, normalised taps", "random", T1, FRESH, tuned_as="random_t40"),
+    "channels_t40": Variant("channels, T = 40, raw taps", "channels", T40, PRUNED, tuned_as="channels_dense"),
+    "channels_t1": Variant("channels, T = 1, normalised taps", "channels", T1, PRUNED, tuned_as="channels_dense"),
     "calibrated": Variant("calibrated, T = 1, normalised taps, targets held", "calibrated", HELD, FITTED),
     "calibrated_dense": Variant("calibrated + dense FFN", "calibrated", HELD, FITTED, {"ffn": "dense"}),
     "calibrated_core": Variant("calibrated + core FFN", "calibrated", HELD, FITTED, {"ffn": "core"}),
@@ -131,6 +132,7 @@ def last_loss(result: dict[str, Any]) -> float:
 
 def grid(variant: str, options: argparse.Namespace) -> list[Run]:
     """The short runs that choose optimiser and learning rate; none where there is no choice."""
+    variant = VARIANTS[variant].tuned_as or variant
     settings = VARIANTS[variant].settings if options.grid_tokens and options.rate is None else ()
     return [Run(variant, *setting, options.grid_tokens, 0) for setting in settings] if len(settings) > 1 else []
 
