@@ -197,7 +197,7 @@ def make_start(variant: Variant, plan: Plan, teacher: PreTrainedModel, text: Tex
         factors = (init.calibrated_start if variant.start == "calibrated" else init.channels_start)(
             teacher, plan, batches
         )
-        save_file({name: value.contiguous() for name, value in factors.items()}, file)
+        save_file({name: value.clone() for name, value in factors.items()}, file)  # channels share one matrix
         print(f"{variant.start} start: {time.perf_counter() - began:.0f} s")
     return load_file(file)
 
