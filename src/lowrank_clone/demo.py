@@ -133,6 +133,7 @@ def train_scratch(job: Job, result: Result) -> tuple[PreTrainedModel, LanguageLo
     arguments = replace(
         job.arguments,
         output_dir=str(folder),
+        muon=False,
         learning_rate=SCRATCH_LEARNING_RATE,
         warmup_steps=1,
         save_strategy="no",
