@@ -47,7 +47,16 @@ def error_of(path: Path | str, *overrides: str) -> str:
 
 
 def test_shipped_names() -> None:
-    assert shipped_recipes() == ["demo", "lrc-1.5b", "lrc-1.7b", "lrc-2.7b-b", "lrc-4b"]
+    assert shipped_recipes() == [
+        "calibrated-1.5b",
+        "demo",
+        "dense-1.5b",
+        "lrc-1.5b",
+        "lrc-1.7b",
+        "lrc-2.7b-b",
+        "lrc-4b",
+        "red-1.5b",
+    ]
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -77,6 +86,44 @@ def test_paper_values(
     assert arguments["learning_rate"] == learning_rate
     assert 8 * arguments["per_device_train_batch_size"] * length == tokens_per_step
     assert arguments["max_steps"] == -(-recipe.training.total_tokens // tokens_per_step)
+
+
+# --- recipes on recipes -----------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_lies_over_its_base(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text(
+        "base: lrc-1.5b\nmethod: {clone_weight: 0.5}\ndata: {sources: [{path: a.txt}]}\n"
+    )
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nmethod: {temperature: 1.0}\n")
+    recipe, paper = load_recipe(str(tmp_path / "second.yaml"), ["method.lm_weight=0.5"]), load_recipe("lrc-1.5b")
+    assert (recipe.method.temperature, recipe.method.clone_weight, recipe.method.lm_weight) == (1.0, 0.5, 0.5)
+    assert recipe.method.kl_weight == paper.method.kl_weight and recipe.training == paper.training
+    assert [source.path for source in recipe.data.sources] == ["a.txt"]
+    assert recipe.data.sequence_length == paper.data.sequence_length
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("itself.yaml", "rests on this recipe itself"),
+        ("other.yaml", "rests on this recipe itself"),
+        ("3", "expected the name or path of another recipe"),
+        ("lrc-1.4b", "no such file or shipped recipe"),
+    ],
+)
+def test_bases_that_can_not_be_had(base: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "itself.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "other.yaml").write_text("base: itself.yaml\n")
+    with pytest.raises(InputError, match=message):
+        load_recipe(str(tmp_path / "itself.yaml"))
+
+
+def test_red_and_lrc_differ_in_start_temperature_and_kl_weight() -> None:
+    red, lrc = load_recipe("red-1.5b"), load_recipe("lrc-1.5b")
+    assert (red.method.init, red.method.temperature, red.method.kl_weight) == ("channels", 1.0, 1.0)
+    assert (lrc.method.init, lrc.method.temperature) == ("random", 40.0)
+    assert red.data == lrc.data and red.teacher == lrc.teacher and red.student == lrc.student
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -318,7 +365,7 @@ def test_unreadable_recipe(tmp_path: Path, text: str, parts: list[str]) -> None:
 
 def test_missing_file_suggests_a_shipped_recipe() -> None:
     assert error_of("lrc-1.6b").startswith("recipe `lrc-1.6b`: no such file or shipped recipe; did you mean `lrc-1.")
-    assert "shipped recipes: demo, " in error_of("nowhere/zzz")
+    assert "shipped recipes: calibrated-1.5b, demo, " in error_of("nowhere/zzz")
 
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:

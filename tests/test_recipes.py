@@ -63,6 +63,7 @@ TEACHERS: dict[str, PretrainedConfig] = {
         max_position_embeddings=8192,
     ),
 }
+TEACHERS |= {name: TEACHERS["lrc-1.5b"] for name in ("red-1.5b", "dense-1.5b", "calibrated-1.5b")}
 # Billions of parameters: deployed, trained (LRC, arXiv 2505.12781, derived from its table of models).
 PUBLISHED = {"lrc-1.5b": (1.61, 0.93), "lrc-1.7b": (1.81, 0.62), "lrc-4b": (4.35, 1.45)}
 

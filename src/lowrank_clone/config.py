@@ -14,6 +14,7 @@ import difflib
 import functools
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -292,7 +293,8 @@ def check_student_overrides(overrides: Mapping[str, Any], teacher_config: Mappin
 # --- strict YAML ------------------------------------------------------------------------------------------------------
 
 
-def _read(path_or_name: str) -> dict[str, Any]:
+def _read(path_or_name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's tree, laid over that of the recipe that it names as `base`."""
     if path_or_name in shipped_recipes():
         text = (_RECIPES / f"{path_or_name}.yaml").read_text(encoding="utf-8")
     else:
@@ -302,7 +304,25 @@ def _read(path_or_name: str) -> dict[str, Any]:
         raise InputError(f"{path_or_name}: the recipe is empty; expected the sections {', '.join(_SECTIONS)}")
     if not isinstance(tree, dict):
         raise InputError(f"{path_or_name}: got {_show(tree)}, expected a mapping of {', '.join(_SECTIONS)}")
-    return tree
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise InputError(f"{path_or_name}: base: got {_show(base)}, expected the name or path of another recipe")
+    if base not in shipped_recipes():
+        base = os.path.normpath(Path(path_or_name).parent / base)
+    if base in (*above, os.path.normpath(path_or_name)):
+        raise InputError(f"{path_or_name}: base: `{base}` rests on this recipe itself; expected another one")
+    return _overlay(_read(base, (*above, os.path.normpath(path_or_name))), tree)
+
+
+def _overlay(base: dict[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings key by key; anything else, lists included, in place of what was there."""
+    for key, value in tree.items():
+        old = base.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        base[key] = _overlay(old, value) if both else value
+    return base
 
 
 def _read_file(path: str) -> str:
