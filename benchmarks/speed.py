@@ -3,6 +3,7 @@
     python benchmarks/speed.py                       # SmolLM2's shape on the CPU: all cases and the table
     python benchmarks/speed.py --group accumulated   # one part of them
     python benchmarks/speed.py --report              # only the table and the figure, from the raw figures
+    python benchmarks/speed.py --profile f           # where one micro-batch of a case spends its time, by operator
 
 Every case lives in a process of its own, so that its peak memory is its own; the processes take turns, one step each
 and round after round, so that a machine that slows down slows all of them. Figures are medians over the rounds in which
@@ -353,6 +354,21 @@ def work(key: str, shape: str, batch: tuple[int, int], device: str, threads: int
         print(json.dumps({"seconds": seconds, "cpu": own, "others": others, "peak_bytes": peak}), flush=True)
 
 
+def profile(key: str, shape: str, batch: tuple[int, int], device: str, threads: int) -> None:
+    """Print the operators that one micro-batch and its optimiser step spend most time in."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    torch.set_num_threads(threads)
+    step = build(CASES[key], shape, batch, device)
+    step(1)
+    cuda = device == "cuda"
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+        step(1)
+    by = "self_device_time_total" if cuda else "self_cpu_time_total"
+    print(found.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=40))
+
+
 def _busy() -> float:
     """CPU seconds that all processes of the machine have used."""
     idle_too = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
@@ -476,11 +492,13 @@ def main() -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="forget earlier rounds instead of adding to them")
     parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--profile", choices=list(CASES), help="measure nothing but where this case spends its time")
     parser.add_argument("--worker", choices=list(CASES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        work(options.worker, options.shape, tuple(options.batch), options.device, options.threads)
-        return
+    for run, key in ((work, options.worker), (profile, options.profile)):
+        if key:
+            run(key, options.shape, tuple(options.batch), options.device, options.threads)
+            return
     output = options.output or FOLDER / f"speed-{options.shape}-{options.device}.json"
     figures = json.loads(output.read_text()) if output.exists() and not options.fresh else {}
     groups = [tuple(options.cases)] if options.cases else list(GROUPS.values())

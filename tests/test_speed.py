@@ -56,3 +56,10 @@ def test_a_case_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "(e) / (d), one micro-batch" in done.stdout
     assert (tmp_path / "speed.png").stat().st_size < 200_000
+
+
+def test_a_case_is_profiled() -> None:
+    command = [sys.executable, BENCHMARKS / "speed.py", "--profile", "f", "--shape", "tiny", "--batch", "2", "16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "TapMSE" in done.stdout or "aten::mm" in done.stdout
