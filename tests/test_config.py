@@ -88,6 +88,23 @@ def test_paper_values(
     assert arguments["max_steps"] == -(-recipe.training.total_tokens // tokens_per_step)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "muon"),
+    [
+        (["method.init=calibrated"], True),
+        (["method.init=calibrated", "training.optim=adamw_torch"], False),
+        (["method.init=calibrated", "training.muon=false"], False),
+        (["method.init=calibrated", "method.start_from=runs/a"], False),
+        (["method.init=channels"], False),
+        (["method.init=channels", "training.muon=true"], True),
+    ],
+)
+def test_a_calibrated_start_is_trained_with_muon_unless_told_otherwise(
+    recipe_file: Path, overrides: list[str], muon: bool
+) -> None:
+    assert training_arguments(load_recipe(str(recipe_file), overrides)).get("muon", False) == muon
+
+
 # --- recipes on recipes -----------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from transformers import TrainerState
 
 from .checkpoint import last_checkpoint, load_clone
-from .config import Recipe, batch_sizes, load_recipe
+from .config import Recipe, batch_sizes, load_recipe, training_arguments
 from .cost import estimate
 from .errors import InputError
 from .method import clone_settings, last_kinds
@@ -187,12 +187,14 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
         kind = "" if row.reachable is None else kinds.get(row.group, "projected")
         table.add_row(row.group, kind, f"{row.tensors:,}", f"{row.deployed:,}", f"{row.trained:,}", share)
     console.print(table)
+    if training_arguments(recipe).get("muon"):
+        console.print("Matrices are trained with Muon, all else with AdamW.")
     print_cost(recipe, plan)
 
 
 def print_cost(recipe: Recipe, plan: Plan) -> None:
     """FLOPs and memory by the cost model, and hours for the recipe's tokens on one named accelerator."""
-    arguments = recipe.training.arguments
+    arguments = training_arguments(recipe)
     batch, accumulation = batch_sizes(recipe)
     settings = clone_settings(plan, recipe.method)
     compared = [tap for tap in plan.taps if settings["clone_weight"] != 0 and settings["taps"](tap)]

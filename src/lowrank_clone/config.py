@@ -257,8 +257,14 @@ def shipped_recipes() -> list[str]:
 
 
 def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
-    """Keyword arguments for `CloneArguments`, `total_tokens` turned into `max_steps` for `world_size` processes."""
-    arguments = dict(recipe.training.arguments)
+    """Keyword arguments for `CloneArguments`, `total_tokens` turned into `max_steps` for `world_size` processes.
+
+    From a calibrated start matrices are trained with Muon unless the recipe names an optimiser, since AdamW's first
+    steps undo such a start at its usual rates (see `optim.MuonAdamW`).
+    """
+    arguments, method = dict(recipe.training.arguments), recipe.method
+    if method.init == "calibrated" and method.start_from is None and method.baseline is None:
+        arguments.setdefault("muon", "optim" not in arguments)
     if recipe.training.total_tokens is not None:
         sequences = math.prod(batch_sizes(recipe)) * world_size
         arguments["max_steps"] = math.ceil(recipe.training.total_tokens / (sequences * recipe.data.sequence_length))

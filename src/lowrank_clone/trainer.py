@@ -40,7 +40,7 @@ class CloneArguments(TrainingArguments):
     prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluate losses, not logits."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A non-finite loss stops training."})
     label_names: list[str] | None = field(default_factory=list, metadata={"help": "Labels are optional."})
-    muon: bool = field(default=False, metadata={"help": "Muon for matrices (`MuonAdamW`) instead of `optim`."})
+    muon: bool = field(default=False, metadata={"help": "Matrices with Muon, the rest with AdamW (`MuonAdamW`)."})
     muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon."})
     adam_beta2: float = field(default=0.999, metadata={"help": "As published (LRC, arXiv 2505.12781, appendix)."})
 
