@@ -326,8 +326,7 @@ def _overlay(base: dict[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings key by key; anything else, lists included, in place of what was there."""
     for key, value in tree.items():
         old = base.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        base[key] = _overlay(old, value) if both else value
+        base[key] = _overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return base
 
 
