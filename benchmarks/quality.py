@@ -61,7 +61,7 @@ T1: dict[str, Any] = {
     "clone_weight": 0.2,
     "clone_normalization": "target",
 }
-# With AdamW the gradient through a tap's target makes the first steps from the calibrated start worse.
+# As in the trials of docs/log.md; with Muon the gradient through a tap's target makes no difference there.
 HELD: dict[str, Any] = T1 | {"target_gradient": False}
 
 

@@ -54,7 +54,7 @@ def test_runs_are_done_once_and_reported(quality: Any, options: Any, capsys: pyt
     assert "not run" in rows["scratch, LM + KL"]
     assert "not run" not in rows["calibrated + core FFN"]
     assert (options.output / "quality.png").stat().st_size > 0
-    result = json.loads(next(file for file in files if "core-" in file.name and "-256-" in file.name).read_text())
+    result = json.loads(next(file for file in files if "core-muon" in file.name and "-256-" in file.name).read_text())
     assert result["curve"][-1][0] == 256
     assert result["calibration_tokens"] == 128
 
