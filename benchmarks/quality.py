@@ -77,8 +77,8 @@ class Variant:
     tuned_as: str | None = None  # the variant whose short runs choose for this one too
 
 
-FRESH = (("adamw", 1e-3), ("muon", 3e-3))
-PRUNED = (("adamw", 3e-4), ("muon", 1e-3))
+FRESH = (("adamw", 1e-3), ("adamw", 3e-3), ("muon", 3e-3))
+PRUNED = (("adamw", 3e-4), ("adamw", 1e-3), ("muon", 1e-3), ("muon", 3e-3))
 FITTED = (("muon", 3e-4),)  # the best of the trials in docs/log.md
 ALL_DENSE = {"attention": "dense", "ffn": "dense", "embedding": "dense"}
 VARIANTS = {
@@ -90,7 +90,7 @@ VARIANTS = {
     "random_t40": Variant("random, T = 40, raw taps (published)", "random", T40, FRESH),
     "random_t1": Variant("random, T = 1, normalised taps", "random", T1, FRESH, tuned_as="random_t40"),
     "channels_t40": Variant("channels, T = 40, raw taps", "channels", T40, PRUNED, tuned_as="channels_dense"),
-    "channels_t1": Variant("channels, T = 1, normalised taps", "channels", T1, PRUNED, tuned_as="channels_dense"),
+    "channels_t1": Variant("channels, T = 1, normalised taps", "channels", T1, PRUNED),
     "calibrated": Variant("calibrated, T = 1, normalised taps, targets held", "calibrated", HELD, FITTED),
     "calibrated_dense": Variant("calibrated + dense FFN", "calibrated", HELD, FITTED, {"ffn": "dense"}),
     "calibrated_core": Variant("calibrated + core FFN", "calibrated", HELD, FITTED, {"ffn": "core"}),
