@@ -123,7 +123,7 @@ class MethodConfig:
     attn_out_tap: Literal["student", "teacher"] = "student"
     """Width at which attention outputs are compared: student is the paper, teacher the published code."""
     target_gradient: bool = True
-    """Whether the factor of a write learns from its tap's target too (the paper), or from the loss and the tap alone."""
+    """Whether the factor of a write learns from the target of its tap too (the paper) or not."""
     taps: TapsConfig = Field(default_factory=TapsConfig)
     """Which activations are compared; all unless said otherwise."""
     init: Literal["random", "channels", "calibrated"] = "random"
