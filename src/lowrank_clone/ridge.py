@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Ridge:
-    """`argmin_A  sum_i w_i^2 |x_i A - y_i|^2 + lam * mean(diag X'X) * |A - A_0|^2`,  x: [n, p], y: [n, q], A: [p, q].
+    """`argmin_A  sum_i w_i^2 |x_i A - y_i|^2 + lam * mean(diag X'X) * |A|^2`,  x: [n, p], y: [n, q], A: [p, q].
 
     Products are float32 per batch, their sums float64 (on the CPU where the device has no float64), so the size of the
     statistics and their precision do not depend on the number of tokens, nor the result on how they are batched.
@@ -31,14 +31,9 @@ class Ridge:
             for total, part in zip((self.xx, self.xy, self.sx, self.sy, self.count), sums, strict=True):
                 total += part
 
-    def solve(self, lam: float, towards: Tensor | None = None) -> Tensor:
-        """`A` [p, q], float64; `A_0` is that multiple of `towards` [p, q] which alone fits best, or 0."""
-        if towards is None:
-            return damped_solve(self.xx, self.xy, lam)
-        prior = wide(towards)
-        seen = self.xx @ prior
-        scale = (prior * self.xy).sum() / (prior * seen).sum().clamp_min(1e-30)
-        return scale * prior + damped_solve(self.xx, self.xy - scale * seen, lam)
+    def solve(self, lam: float) -> Tensor:
+        """`A` [p, q], float64."""
+        return damped_solve(self.xx, self.xy, lam)
 
 
 class Diagonal:
