@@ -122,19 +122,21 @@ class FusedLMKL(torch.autograd.Function):
                 aims = None if teacher is None else teacher_head.logits(teacher_hidden[part], teacher_buffer)
                 for first in range(0, len(logits), block):
                     rows = slice(first, first + block)
-                    aim = None if aims is None else aims[rows]
-                    sums += _block(
-                        head, logits[rows], aim, spare, targets[part][rows], valid[part][rows], weights, need_grad
-                    )
-                if not need_grad:
-                    continue
-                if d_bias is not None:
-                    d_bias += logits.sum(0)
-                grad = logits.to(hidden.dtype)
-                if d_hidden is not None:
-                    torch.mm(grad, head_rows, out=d_hidden[part])
-                if d_weight is not None:
-                    _add_product_(d_weight, grad.T, hidden[part])
+                    pair = logits[rows], None if aims is None else aims[rows]
+                    sums += _block(head, *pair, spare, targets[part][rows], valid[part][rows], weights, need_grad)
+                    del pair
+                # Where products make their own buffers, the next chunk's are made when these are gone.
+                del aims
+                if need_grad:
+                    if d_bias is not None:
+                        d_bias += logits.sum(0)
+                    grad = logits.to(hidden.dtype)
+                    if d_hidden is not None:
+                        torch.mm(grad, head_rows, out=d_hidden[part])
+                    if d_weight is not None:
+                        _add_product_(d_weight, grad.T, hidden[part])
+                    del grad
+                del logits
         narrow = zip((d_hidden, d_weight, d_bias), (hidden, weight, bias), strict=True)
         ctx.grads = [None if g is None or like is None else g.to(like.dtype) for g, like in narrow]
         lm, kl = sums.unbind()
@@ -222,13 +224,16 @@ def _log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def _add_product_(accumulator: Tensor, left: Tensor, right: Tensor) -> None:
-    """accumulator += left @ right, where the accumulator may be wider than 16-bit factors."""
+    """accumulator += left @ right, where the accumulator may be wider than 16-bit factors.
+
+    The product of 16-bit factors is a tensor of its own, so it is taken by blocks of the accumulator's rows.
+    """
     if accumulator.dtype == left.dtype:
         accumulator.addmm_(left, right)
-    elif left.is_cuda:
-        accumulator += torch.mm(left, right, out_dtype=accumulator.dtype)
-    else:
-        accumulator += left @ right
+        return
+    rows = max(1, block_elements(left.device.type) // accumulator.shape[-1])
+    for part, factor in zip(accumulator.split(rows), left.split(rows), strict=True):
+        part += torch.mm(factor, right, out_dtype=accumulator.dtype) if left.is_cuda else factor @ right
 
 
 class TapMSE(torch.autograd.Function):
