@@ -15,6 +15,7 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, T5Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from lowrank_clone import cost
 from lowrank_clone.cli import main
 
 VOCAB = 258
@@ -233,6 +234,37 @@ def test_teachers_that_cannot_be_cloned(recipe: Path, tmp_path: Path, capsys, ma
         (folder / "config.json").write_text(json.dumps(config))
     assert message in refused(capsys, "train", recipe, f"teacher.model={folder}", "student.hidden_size=8")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("recompute: some", "got 'some', expected all or elementwise"), ("every: 2", "unknown option `every`")],
+)
+def test_checkpointing_is_checked_before_weights_are_read(
+    recipe: Path, tmp_path: Path, capsys, options: str, message: str
+) -> None:
+    asked = ["training.activation_checkpointing=true", f"training.activation_checkpointing_kwargs={{{options}}}"]
+    assert message in refused(capsys, "train", recipe, *asked, "--dry-run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_cost_model_follows_checkpointing(recipe: Path, capsys, monkeypatch) -> None:
+    from lowrank_clone import commands
+
+    asked: list[tuple[str, int]] = []
+
+    def estimate(plan, **options):
+        asked.append((options["recompute"], options["every_n_layers"]))
+        return cost.estimate(plan, **options)
+
+    monkeypatch.setattr(commands, "estimate", estimate)
+    on = "training.activation_checkpointing=true"
+    half = "training.activation_checkpointing_kwargs={every_n_layers: 2}"
+    elementwise = "training.activation_checkpointing_kwargs={recompute: elementwise}"
+    for overrides in ((), (on,), (on, half), (on, elementwise), (elementwise,)):
+        assert lrc("train", recipe, *overrides, "--dry-run") == 0
+    assert asked == [("nothing", 1), ("all", 1), ("all", 2), ("elementwise", 1), ("nothing", 1)]
+    assert "student recomputation" in capsys.readouterr().out
 
 
 def test_mistakes_in_the_data(recipe: Path, tmp_path: Path, capsys) -> None:

@@ -19,6 +19,7 @@ from lowrank_clone.plan import make_plan
 
 ROWS, LENGTH, WIDTH = 2, 12, 16
 DENSE = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "olmo2", "cohere", "starcoder2")
+RECOMPUTED: tuple[dict[str, Any], ...] = ({"recompute": "all"}, {"recompute": "all", "every_n_layers": 2}, {})
 FAMILIES = (*DENSE, "qwen3_moe", "mixtral", "gpt_oss")
 
 
@@ -80,9 +81,26 @@ def test_recomputation_is_one_forward_pass_of_the_layers_at_most() -> None:
     plain, checkpointed = clone_of("llama"), clone_of("llama")
     checkpointed.activation_checkpointing_enable()
     flops = [counted(lambda clone=clone: clone(batch(ROWS, LENGTH)).loss.backward()) for clone in (plain, checkpointed)]
-    predicted = cost_of(plain.plan, checkpointing=True).flops["student recomputation"] * ROWS * LENGTH
+    predicted = cost_of(plain.plan, recompute="all").flops["student recomputation"] * ROWS * LENGTH
     # It stops as soon as backward has all that it needs, which is before each layer's last product.
     assert 0.7 * predicted < flops[1] - flops[0] <= predicted
+
+
+def test_elementwise_recomputation_multiplies_nothing_twice() -> None:
+    plain, checkpointed = clone_of("llama"), clone_of("llama")
+    checkpointed.activation_checkpointing_enable({"recompute": "elementwise"})
+    for clone in (plain, checkpointed):
+        clone.student.set_attn_implementation("sdpa")
+    flops = [counted(lambda clone=clone: clone(batch(ROWS, LENGTH)).loss.backward()) for clone in (plain, checkpointed)]
+    assert flops[0] == flops[1]
+    assert cost_of(plain.plan, recompute="elementwise").flops["student recomputation"] == 0
+
+
+def test_half_the_layers_checkpointed_cost_half() -> None:
+    plan = make_plan(tiny_config("llama", num_hidden_layers=4), WIDTH)
+    whole, half, none = (cost_of(plan, **options) for options in RECOMPUTED)
+    assert half.flops["student recomputation"] == whole.flops["student recomputation"] / 2
+    assert whole.memory["activations"] < half.memory["activations"] < none.memory["activations"]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_oss", "mixtral"])
@@ -122,9 +140,9 @@ def test_activations_are_those_that_autograd_keeps(family: str) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("recompute", ["nothing", "elementwise", "all"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "olmo2"])
-def test_peak_memory_is_what_the_allocator_counts(family: str, checkpointing: bool, accumulation: int) -> None:
+def test_peak_memory_is_what_the_allocator_counts(family: str, recompute: Any, accumulation: int) -> None:
     sizes = {
         "hidden_size": 96,
         "intermediate_size": 256,
@@ -135,8 +153,8 @@ def test_peak_memory_is_what_the_allocator_counts(family: str, checkpointing: bo
     teacher = tiny_model(family, vocab_size=1000, **sizes)
     teacher.set_attn_implementation("sdpa")
     clone = CloneModel(teacher, 64).train()
-    if checkpointing:
-        clone.activation_checkpointing_enable()
+    if recompute != "nothing":
+        clone.activation_checkpointing_enable({"recompute": recompute})
     optimizer = bind(torch.optim.AdamW(clone.factors.parameters()), clone.factors)
     ids = torch.randint(3, 1000, (4, 128))
 
@@ -152,7 +170,7 @@ def test_peak_memory_is_what_the_allocator_counts(family: str, checkpointing: bo
     measured = max(
         itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
     )
-    options = {"checkpointing": checkpointing, "accumulation": accumulation, "dtype": torch.float32, "device": "cpu"}
+    options = {"recompute": recompute, "accumulation": accumulation, "dtype": torch.float32, "device": "cpu"}
     cost = estimate(clone.plan, micro_batch=4, sequence_length=128, **options)
     predicted = cost.peak_bytes - cost.weight_bytes - cost.memory["optimiser"]
     assert predicted == pytest.approx(measured, rel=0.15)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import batch, tiny_model
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lowrank_clone.batches import count_tokens
 from lowrank_clone.errors import InputError
@@ -257,9 +258,36 @@ def test_an_unusable_width_is_refused(hidden_size: Any) -> None:
         CloneModel(tiny_model("llama"), hidden_size)
 
 
-def test_reentrant_checkpointing_is_refused() -> None:
-    with pytest.raises(InputError, match="got use_reentrant=True, expected False"):
-        clone().activation_checkpointing_enable({"use_reentrant": True})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_reentrant": True}, "got use_reentrant=True, expected False"),
+        ({"recompute": "some"}, "recompute: got 'some', expected all or elementwise"),
+        ({"recomputed": "all"}, "unknown option `recomputed`"),
+        ({"every_n_layers": 0}, "every_n_layers: got 0, expected a whole number"),
+    ],
+)
+def test_checkpointing_that_is_not_usable_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        clone().activation_checkpointing_enable(options)
+
+
+def test_a_model_that_cannot_be_checkpointed_is_refused() -> None:
+    model = clone()
+    type(model.student).supports_gradient_checkpointing = False
+    try:
+        with pytest.raises(InputError, match="LlamaForCausalLM does not support it"):
+            model.activation_checkpointing_enable()
+    finally:
+        type(model.student).supports_gradient_checkpointing = True
+
+
+@pytest.mark.parametrize("options", [{"every_n_layers": 2}, {"every_n_layers": 2, "recompute": "elementwise"}])
+def test_every_other_layer_can_be_checkpointed(options: dict[str, Any]) -> None:
+    model = clone()
+    model.activation_checkpointing_enable(options)
+    layers = [m for m in model.student.modules() if isinstance(m, GradientCheckpointingLayer)]
+    assert [layer.gradient_checkpointing for layer in layers] == [True, False]
 
 
 def test_generation_settings_are_copied_and_not_shared() -> None:

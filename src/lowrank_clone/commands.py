@@ -198,6 +198,10 @@ def print_cost(recipe: Recipe, plan: Plan) -> None:
     batch, accumulation = batch_sizes(recipe)
     settings = clone_settings(plan, recipe.method)
     compared = [tap for tap in plan.taps if settings["clone_weight"] != 0 and settings["taps"](tap)]
+    # The second is transformers' older name of the first.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    checkpointing = any(arguments.get(name) for name in names)
+    options: dict[str, Any] = next((given for name in names if (given := arguments.get(f"{name}_kwargs"))), {})
     cost = estimate(
         plan,
         micro_batch=batch,
@@ -207,8 +211,8 @@ def print_cost(recipe: Recipe, plan: Plan) -> None:
         parameterization=last_kinds(plan, recipe.method),
         attn_out_tap=recipe.method.attn_out_tap,
         taps=compared,
-        # The second is transformers' older name of the first.
-        checkpointing=any(arguments.get(key) for key in ("activation_checkpointing", "gradient_checkpointing")),
+        recompute=options.get("recompute", "all") if checkpointing else "nothing",
+        every_n_layers=options.get("every_n_layers", 1),
         optimizer_states=1 if arguments.get("muon", False) else 2,
     )
     where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"

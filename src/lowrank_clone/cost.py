@@ -115,7 +115,8 @@ def estimate(
     parameterization: Mapping[str, str] | None = None,
     attn_out_tap: Literal["student", "teacher"] = "student",
     taps: Iterable[TapSpec] | None = None,
-    checkpointing: bool = False,
+    recompute: Literal["nothing", "elementwise", "all"] = "nothing",
+    every_n_layers: int = 1,
     optimizer_states: int = 2,
     chunk_elements: int | None = None,
     device: str = "cuda",
@@ -126,7 +127,7 @@ def estimate(
         dtype: Of both models; factors and optimiser states are float32.
         parameterization: Kind by group, `projected` unless given.
         taps: What is compared, all of the plan's taps unless given.
-        checkpointing: Of the student's activations.
+        recompute, every_n_layers: Of the student's layers in backward (`CloneModel.activation_checkpointing_enable`).
         optimizer_states: Numbers that the optimiser keeps for each trained one; 2 for Adam, 1 for Muon.
         chunk_elements: Of the fused loss; by `device` unless given.
     """
@@ -134,15 +135,19 @@ def estimate(
     sizes = _Sizes(plan, parameterization or {}, attn_out_tap, list(plan.taps if taps is None else taps))
     if chunk_elements is None:
         chunk_elements = chunk_elements_of(device)
-    memory, peak = _memory(sizes, tokens, accumulation, dtype, checkpointing, optimizer_states, chunk_elements, device)
-    flops = _flops(sizes, sequence_length, tokens * accumulation, checkpointing)
+    checkpointed = 0 if recompute == "nothing" else math.ceil(sizes.layers / every_n_layers)
+    activations = _activations(sizes, tokens, dtype.itemsize, checkpointed, products_too=recompute == "elementwise")
+    memory, peak = _memory(sizes, tokens, accumulation, dtype, activations, optimizer_states, chunk_elements, device)
+    repeated = checkpointed / sizes.layers if recompute == "all" else 0.0
+    flops = _flops(sizes, sequence_length, tokens * accumulation, repeated)
     return Cost(flops, memory, peak, tokens * accumulation, dtype)
 
 
 # --- FLOPs ------------------------------------------------------------------------------------------------------------
 
 
-def _flops(sizes: _Sizes, length: int, tokens_per_step: int, checkpointing: bool) -> dict[str, float]:
+def _flops(sizes: _Sizes, length: int, tokens_per_step: int, repeated: float) -> dict[str, float]:
+    """By part; `repeated` is the share of the layers whose forward pass runs twice."""
     plan = sizes.plan
     d_t, d_s, vocabulary = plan.teacher_width, plan.student_width, sizes.vocabulary
     # Q K^T and P V: each 2 * length * (heads * head_dim) a token, and a write's input has heads * head_dim channels.
@@ -158,7 +163,7 @@ def _flops(sizes: _Sizes, length: int, tokens_per_step: int, checkpointing: bool
         "teacher forward": teacher + last * d_t,
         "student forward": forward + last * d_s,
         "student backward": backward,
-        "student recomputation": forward if checkpointing else 0.0,
+        "student recomputation": forward * repeated,
         "losses": 2.0 * vocabulary * (d_t + 3 * d_s),
         "taps": sizes.tap_flops(),
         "pull and push": sum(map(sizes.generation, plan.of_kind("read", "write", "bias"))) / tokens_per_step,
@@ -239,7 +244,7 @@ def _memory(
     tokens: int,
     accumulation: int,
     dtype: torch.dtype,
-    checkpointing: bool,
+    activations: float,
     optimizer_states: int,
     chunk_elements: int,
     device: str,
@@ -252,10 +257,6 @@ def _memory(
     trained = sizes.trained()
     targets = tokens * width * sum(sizes.tap_width(tap, d_t) for tap in sizes.taps)
     kept = tokens * width * sum(sizes.tap_width(tap, d_t if sizes.at_teacher_width(tap) else d_s) for tap in sizes.taps)
-    layer, edge = _activations(sizes, tokens, width)
-    activations = edge + layer * sizes.layers
-    if checkpointing:
-        activations = edge + layer + tokens * d_s * width * sizes.layers
     head = sizes.vocabulary * d_s
     chunk = min(tokens * sizes.vocabulary, chunk_elements)
     # Logits of both models and a block of each, and the gradient in the models' dtype where that is another.
@@ -282,24 +283,33 @@ def _memory(
     return memory, held + max(moments)
 
 
-def _activations(sizes: _Sizes, tokens: int, width: int) -> tuple[float, float]:
-    """Bytes that autograd keeps of an average layer of the student, and outside the layers.
+def _activations(sizes: _Sizes, tokens: int, width: int, checkpointed: int, products_too: bool) -> float:
+    """Bytes that autograd keeps of the student's layers, so many of them checkpointed, and outside of them.
 
     A norm keeps its input in float32, its normalised input and its output, which the reads behind it share; a read's
-    output is kept by what follows it and a write's input by the write; a gated FFN keeps its activated gate too.
+    output is kept by what follows it and a write's input by the write; a gated FFN keeps its activated gate too. A
+    checkpointed layer keeps its input, and if so asked what its products and its attention gave; one of them at a time
+    is whole again in backward.
     """
-    d_s = sizes.plan.student_width
+    d_s, layers = sizes.plan.student_width, max(1, sizes.layers)
     norm = d_s * (2 * width + max(width, 4))
     vectors = [r for r in sizes.plan.of_kind("vector") if len(r.student_shape) == 1]
     within: float = sum(norm for r in vectors if r.layer is not None)
+    kept: float = layers * d_s * width
     for role in sizes.matrices:
         assert role.inner is not None
-        copies = sizes.share(role) * role.student_shape[0] if len(role.student_shape) == 3 else 1
+        experts = len(role.student_shape) == 3
+        copies = sizes.share(role) * role.student_shape[0] if experts else 1
         within += width * role.inner * copies
+        if products_too and not experts:
+            attended = role.inner if sizes.is_attention_output(role) else 0
+            kept += width * ((role.inner if role.kind == "read" else d_s) + attended)
     reads, writes = (
         sum(r.inner or 0 for r in sizes.matrices if r.kind == kind and r.group in ("ffn", "experts"))
         for kind in ("read", "write")
     )
     within += width * writes if reads > writes else 0
     outside = norm * sum(r.layer is None for r in vectors) + width * (2 * d_s + sizes.plan.teacher_width)
-    return tokens * within / max(1, sizes.layers), tokens * outside
+    layer = within / layers
+    whole = sizes.layers - checkpointed + (1 if checkpointed else 0)
+    return tokens * (outside + layer * whole + kept / layers * checkpointed)

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from .bases import Identity
 from .batches import CloneOutput, counted
-from .errors import InputError
 from .execution import Execution, Order
 from .factors import Link
 from .init import random_start
 from .losses import lm_kl_loss
 from .parameterize import TARGET, check_kinds, reparameterize
 from .plan import TapSpec, make_plan
+from .recompute import checkpointing_options
 from .student import Leaves, build_student, check_teacher, link
 from .taps import Comparison, TargetSquares, calls, linear_of, read_head
 
@@ -219,10 +219,14 @@ class CloneModel(nn.Module):
     ) -> None:
         """Checkpoint the student's layers; the teacher keeps no activations anyway.
 
+        Args:
+            activation_checkpointing_kwargs, kwargs: Options of `torch.utils.checkpoint`, `every_n_layers` and `offload`
+                of transformers, and `recompute`: `all` of a layer, which keeps its input alone, or what is
+                `elementwise`, which keeps products and attention too (see `recompute.py`).
+
         Raises:
-            InputError: With `use_reentrant=True`, which detaches what happens inside a layer from the loss.
+            InputError: The model can't be checkpointed, or an option is not usable (`recompute.checkpointing_options`).
         """
-        kwargs_of_checkpoint = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
-        if kwargs_of_checkpoint["use_reentrant"]:
-            raise InputError("activation checkpointing: got use_reentrant=True, expected False; taps lie in the layers")
-        self.student.activation_checkpointing_enable(kwargs_of_checkpoint, **kwargs)
+        options = checkpointing_options(type(self.student), (activation_checkpointing_kwargs or {}) | kwargs)
+        layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
+        self.student.activation_checkpointing_enable(options, **layers)

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from . import data
@@ -31,6 +32,7 @@ from .init import calibrated_start, channels_start
 from .method import MethodSchedule, calibration_batches, check_method, clone_settings
 from .model import CloneModel
 from .plan import Plan, make_plan
+from .recompute import checkpointing_options
 from .report import draw_curves, read_metrics
 from .sizes import remarks
 from .teachers import load_config, load_teacher, load_tokenizer
@@ -87,6 +89,10 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> J
     checkpoint = _check_folder(folder, resume, overwrite)
     data.check_sources(recipe.data)
     plan = plan_of(recipe, arguments.max_steps if arguments.max_steps > 0 else None)
+    if arguments.activation_checkpointing:
+        model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(plan.student_config)]
+        options: Any = arguments.activation_checkpointing_kwargs
+        checkpointing_options(model, options)
     start_from = _checkpoint_of(recipe.method.start_from)
     for needed in (checkpoint, start_from):
         if needed is not None:

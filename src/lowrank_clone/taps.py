@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from .errors import InputError
 from .losses import Head, tap_mse
 from .plan import TapSpec
+from .recompute import beside_the_record
 
 Observer = Callable[[TapSpec, Tensor, Tensor], None]
 # How one model is observed: `observe` without its model and width, or its counterpart for compiled blocks.
@@ -112,13 +113,17 @@ class Comparison:
         Raises:
             InputError: A tapped module ran in one model only.
         """
-        with watch(self._taps, self._compare):
+        with watch(self._taps, self._compare_beside):
             yield
         for tap in self._taps:
             if tap.name not in self.losses or self._outputs[tap.name]:
                 raise InputError(
                     f"tap `{tap.name}`: module `{tap.module}` did not run in both models; leave this tap out"
                 )
+
+    def _compare_beside(self, tap: TapSpec, given: Tensor, output: Tensor) -> None:
+        with beside_the_record():
+            self._compare(tap, given, output)
 
     def _compare(self, tap: TapSpec, given: Tensor, output: Tensor) -> None:
         if not self._outputs[tap.name]:

@@ -62,8 +62,8 @@ def compiled(**options: Any) -> CloneModel:
     return model
 
 
-def checkpointed(model: CloneModel) -> CloneModel:
-    model.activation_checkpointing_enable()
+def checkpointed(model: CloneModel, recompute: str = "all") -> CloneModel:
+    model.activation_checkpointing_enable({"recompute": recompute})
     return model
 
 
@@ -75,7 +75,11 @@ WAYS = {
     "compiled and interleaved": lambda: compiled(execution="interleaved"),
     "compiled and checkpointed": lambda: checkpointed(compiled()),
     "all three": lambda: checkpointed(compiled(execution="interleaved")),
+    "elementwise": lambda: checkpointed(clone(), "elementwise"),
+    "elementwise and interleaved": lambda: checkpointed(clone(execution="interleaved"), "elementwise"),
+    "elementwise and compiled": lambda: checkpointed(compiled(), "elementwise"),
     "sdpa": lambda: clone(attn="sdpa"),
+    "elementwise and sdpa": lambda: checkpointed(clone(attn="sdpa"), "elementwise"),
 }
 
 
@@ -89,7 +93,7 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_naive_result(way: str) -> None:
     # Rotary angles are float32, and each implementation of attention rounds its own way.
-    assert_close(results(WAYS[way]()), naive_results(clone()), 1e-6 if way == "sdpa" else 1e-9)
+    assert_close(results(WAYS[way]()), naive_results(clone()), 1e-6 if "sdpa" in way else 1e-9)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 24, 1000])

@@ -38,10 +38,11 @@ def assert_close(ours: dict[str, Tensor], truth: dict[str, Tensor], tolerance: f
 @pytest.mark.parametrize(
     "options", [{}, {"clone_normalization": "target", "attn_out_tap": "teacher"}], ids=["", "opts"]
 )
+@pytest.mark.parametrize("recompute", ["all", "elementwise"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_checkpointing_gives_the_same_loss_and_gradients(family: str, options: dict[str, Any]) -> None:
+def test_checkpointing_gives_the_same_loss_and_gradients(family: str, recompute: str, options: dict[str, Any]) -> None:
     plain, checkpointed = clone(family, **options), clone(family, **options)
-    checkpointed.activation_checkpointing_enable()
+    checkpointed.activation_checkpointing_enable({"recompute": recompute})
     runs: list[int] = []
     layers = next(m for m in checkpointed.student.modules() if isinstance(m, torch.nn.ModuleList))
     layers[0].self_attn.register_forward_hook(lambda *_: runs.append(1))
