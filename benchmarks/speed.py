@@ -7,8 +7,8 @@
 
 Every case lives in a process of its own, so that its peak memory is its own; the processes take turns, one step each
 and round after round, so that a machine that slows down slows all of them. Figures are medians over the rounds in which
-other processes left the machine alone, as far as there are any. A step is
-forward, backward and AdamW on `accumulation` micro-batches, and comes after another one, as in training. Memory is the peak of one step (resident set on the CPU,
+other processes left the machine alone, as far as there are any. A step is forward, backward and AdamW on `accumulation`
+micro-batches, and comes after another one, as in training. Memory is the peak of one step (resident set on the CPU,
 allocated on a GPU) above what was there before the first: weights, but neither gradients nor optimiser states. Weights
 are random.
 """
