@@ -240,12 +240,33 @@ def test_bfloat16_log_softmax_is_wrong_where_ours_is_right() -> None:
     assert relative_error(case.fused(temperature=40.0)[2].double(), expected) < 1e-2
 
 
-def test_extreme_logits_stay_finite() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 40.0])
+def test_extreme_logits_stay_finite(temperature: float) -> None:
     case = Case(torch.float32)
     case.student_head, case.leaves = Head(case.student_head.weight.detach() * 1e4), [case.student]
-    total, lm, kl = case.fused(temperature=1.0)
+    total, lm, kl = case.fused(temperature=temperature)
     assert all(math.isfinite(float(value.detach())) for value in (total, lm, kl))
     assert case.gradients(total)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("factor", [30.0, 100.0])
+@pytest.mark.parametrize("temperature", [3.0, 4.0, 40.0])
+def test_a_student_that_is_far_off_has_the_right_loss_and_gradient(factor: float, temperature: float) -> None:
+    case = Case()
+    case.student_head = Head(case.student_head.weight.detach() * factor * temperature)
+    case.leaves = [case.student]
+    case.assert_agree(temperature=temperature, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_word_of_no_float32_probability_to_the_teacher_counts(temperature: float) -> None:
+    teacher = torch.tensor([[0.0, 1.0, -150.0 * temperature]])
+    student = torch.tensor([[0.0, 1.0, 3.0]])
+    heads, ids = Head(torch.eye(3)), torch.tensor([0])
+    kl = lm_kl_loss(student, heads, teacher, heads, ids, ids == 0, temperature=temperature)[2]
+    log_s, log_t = ((x.double() / temperature).log_softmax(-1) for x in (student, teacher))
+    truth = temperature**2 * (log_t.exp() * (log_t - log_s)).sum()
+    torch.testing.assert_close(kl.double(), truth, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,9 +6,10 @@ import json
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import datasets
 import huggingface_hub
@@ -20,7 +21,7 @@ from transformers import TrainerState
 
 from .checkpoint import last_checkpoint, load_clone
 from .config import Recipe, batch_sizes, load_recipe, training_arguments
-from .cost import estimate
+from .cost import Recompute, estimate
 from .errors import InputError
 from .method import clone_settings, last_kinds
 from .plan import Plan
@@ -202,7 +203,8 @@ def print_cost(recipe: Recipe, plan: Plan) -> None:
     names = ("activation_checkpointing", "gradient_checkpointing")
     checkpointing = any(arguments.get(name) for name in names)
     options: dict[str, Any] = next((given for name in names if (given := arguments.get(f"{name}_kwargs"))), {})
-    cost = estimate(
+    estimated = partial(
+        estimate,
         plan,
         micro_batch=batch,
         sequence_length=recipe.data.sequence_length,
@@ -211,15 +213,21 @@ def print_cost(recipe: Recipe, plan: Plan) -> None:
         parameterization=last_kinds(plan, recipe.method),
         attn_out_tap=recipe.method.attn_out_tap,
         taps=compared,
-        recompute=options.get("recompute", "all") if checkpointing else "nothing",
-        every_n_layers=options.get("every_n_layers", 1),
         optimizer_states=1 if arguments.get("muon", False) else 2,
     )
+    every = options.get("every_n_layers", 1)
+    cost = estimated(recompute=options.get("recompute", "all") if checkpointing else "nothing", every_n_layers=every)
     where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"
     table = Table("cost", "figure", title=f"Cost model, one accelerator: {where}")
     for label, figure in cost.rows():
         table.add_row(label, figure)
     console.print(table)
+    off, elementwise, whole = (estimated(recompute=way).peak_bytes / 2**30 for way in get_args(Recompute))
+    buckets = cost.memory["gradients of the student"] / 2**30
+    console.print(
+        f"Peak by training.activation_checkpointing: {off:,.1f} GiB without, {elementwise:,.1f} with "
+        f"recompute: elementwise, {whole:,.1f} with all. DDP's buckets hold the gradients once more: {buckets:,.1f}."
+    )
     if recipe.training.total_tokens is not None:
         name, share = "h100-80gb", 0.4
         run = cost.run(recipe.training.total_tokens, name, utilisation=share)

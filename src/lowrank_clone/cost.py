@@ -21,6 +21,9 @@ from .errors import InputError
 from .fused import block_elements, chunk_elements_of
 from .plan import Plan, Role, TapSpec
 
+# What of a student's layer runs twice.
+Recompute = Literal["nothing", "elementwise", "all"]
+
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -115,7 +118,7 @@ def estimate(
     parameterization: Mapping[str, str] | None = None,
     attn_out_tap: Literal["student", "teacher"] = "student",
     taps: Iterable[TapSpec] | None = None,
-    recompute: Literal["nothing", "elementwise", "all"] = "nothing",
+    recompute: Recompute = "nothing",
     every_n_layers: int = 1,
     optimizer_states: int = 2,
     chunk_elements: int | None = None,

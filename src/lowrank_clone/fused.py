@@ -20,11 +20,18 @@ CHUNK_ELEMENTS_ACCELERATOR = 2**27
 # A chunk's elementwise part goes over blocks of its rows, of which a CPU wants two in its caches.
 BLOCK_ELEMENTS = {"cpu": 2**20}
 BLOCK_ELEMENTS_ACCELERATOR = 2**25
+# From this temperature on no p_T rounds to 0 before a row of the teacher's logits spans 87 times as much.
+RATIO_FROM = 4.0
 
 
 def chunk_elements_of(device: str) -> int:
     """Elements of a chunk on devices of this type, unless given."""
     return CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS_ACCELERATOR)
+
+
+def widens_products(device: str) -> bool:
+    """Whether devices of this type give the product of 16-bit factors in float32."""
+    return device == "cuda"
 
 
 def block_elements(device: str) -> int:
@@ -47,7 +54,7 @@ class Head:
     def widened(self) -> Head:
         """The same head with a weight from which `logits` makes float32 products on this device."""
         weight = self.weight.detach()
-        if weight.element_size() == 2 and not weight.is_cuda:
+        if weight.element_size() == 2 and not widens_products(weight.device.type):
             weight = weight.float()
         return replace(self, weight=weight)
 
@@ -168,44 +175,77 @@ def _block(
     `student` and `teacher` are [block, V] logits and are overwritten, the student's, if needed, with the weighted
     gradient in `h W^T + b`. `spare`, as many [.., V] again, is scratch.
     """
-    temperature = weights.temperature
     counted = targets != -100
     labels = targets.clamp(min=0).unsqueeze(-1)
     uncapped = student / head.softcap if head.softcap is not None and need_grad else None
     p = torch.softmax(student, -1, out=spare[0, : len(student)])
-    log_z = _log_normaliser(student, p)
-    lm = torch.where(counted, (log_z - student.gather(-1, labels)).squeeze(-1), 0.0).sum()
+    lm = torch.where(counted, (_log_normaliser(student, p) - student.gather(-1, labels)).squeeze(-1), 0.0).sum()
     lm_row = (weights.lm * counted).unsqueeze(-1).to(p.dtype)
     if teacher is None:
         kl = torch.zeros_like(lm)
-        grad = p.mul_(lm_row)
+        torch.mul(p, lm_row, out=student)
     else:
-        kl_row = (weights.kl * temperature * valid).unsqueeze(-1).to(p.dtype)
-        same = temperature == 1.0
-        grad = p.mul_(lm_row + kl_row) if same else p.mul_(lm_row)
-        if not same:
-            student *= 1 / temperature
-            teacher *= 1 / temperature
-        p_teacher = torch.softmax(teacher, -1, out=spare[1, : len(teacher)])
-        log_z_teacher = _log_normaliser(teacher, p_teacher)
-        gap = teacher.sub_(student)
-        expected_gap = torch.linalg.vecdot(p_teacher, gap)
-        # KL = log sum_v p_T exp(m - gap), m = sum_v p_T gap: no difference of nearly equal numbers where it is small.
-        small = torch.linalg.vecdot(p_teacher, torch.sub(expected_gap.unsqueeze(-1), gap, out=gap).expm1_()).log1p()
-        if not same:
-            p_student = torch.softmax(student, -1, out=teacher)
-            log_z = _log_normaliser(student, p_student)
-            grad.addcmul_(p_student, kl_row)
-        grad.addcmul_(p_teacher, kl_row, value=-1)
-        row = expected_gap + (log_z - log_z_teacher).squeeze(-1)
-        row = torch.where(small.isfinite(), small.to(row.dtype), row)  # where exp overflows the plain form is exact
-        kl = torch.where(valid, row, 0.0).sum() * temperature**2
+        kl_row = (weights.kl * weights.temperature * valid).unsqueeze(-1).to(p.dtype)
+        way = _kl_by_ratio if weights.temperature >= RATIO_FROM else _kl_by_softmax
+        row = way(p, student, teacher, spare[1, : len(teacher)], weights.temperature, lm_row, kl_row)
+        kl = torch.where(valid, row, 0.0).sum() * weights.temperature**2
     if need_grad:
-        grad.scatter_add_(-1, labels, -lm_row)
+        student.scatter_add_(-1, labels, -lm_row)
         if uncapped is not None:
-            grad.mul_(uncapped.square_().neg_().add_(1))
-        torch.mul(grad, head.scale, out=student)
+            student *= uncapped.square_().neg_().add_(1)
+        if head.scale != 1.0:
+            student *= head.scale
     return torch.stack([lm, kl]).to(p.dtype)
+
+
+def _kl_by_softmax(
+    p: Tensor, student: Tensor, teacher: Tensor, spare: Tensor, temperature: float, lm_row: Tensor, kl_row: Tensor
+) -> Tensor:
+    """KL of each row, and `lm_row p + kl_row (p_S - p_T)` in `student`; `p` is the student's softmax at T = 1.
+
+    KL = log sum_v p_T exp(m - gap) with m = sum_v p_T gap: no difference of nearly equal numbers where it is small.
+    """
+    log_z = _log_normaliser(student, p)
+    same = temperature == 1.0
+    grad = p.mul_(lm_row + kl_row) if same else p.mul_(lm_row)
+    if not same:
+        student *= 1 / temperature
+        teacher *= 1 / temperature
+    p_teacher = torch.softmax(teacher, -1, out=spare)
+    log_z_teacher = _log_normaliser(teacher, p_teacher)
+    gap = teacher.sub_(student)
+    expected_gap = torch.linalg.vecdot(p_teacher, gap)
+    small = torch.linalg.vecdot(p_teacher, torch.sub(expected_gap.unsqueeze(-1), gap, out=gap).expm1_()).log1p()
+    if not same:
+        p_student = torch.softmax(student, -1, out=teacher)
+        log_z = _log_normaliser(student, p_student)
+        grad.addcmul_(p_student, kl_row)
+    torch.addcmul(grad, p_teacher, kl_row, value=-1, out=student)
+    plain = expected_gap + (log_z - log_z_teacher).squeeze(-1)
+    return torch.where(small.isfinite(), small.to(plain.dtype), plain)  # where exp overflows the plain form is exact
+
+
+def _kl_by_ratio(
+    p: Tensor, student: Tensor, teacher: Tensor, spare: Tensor, temperature: float, lm_row: Tensor, kl_row: Tensor
+) -> Tensor:
+    """`_kl_by_softmax` in fewer passes over [block, V], for temperatures that keep every p_T above 0.
+
+    The series e_v = expm1(m - gap_v) of the KL holds the student's softmax too: with s = sum_v p_T e,
+    p_S = p_T (1 + e) / (1 + s), so p_S - p_T = p_T (e - s) / (1 + s), without a difference of nearly equal numbers.
+    `shift` is 0 unless a student is so far off that exp would overflow.
+    """
+    grad = p.mul_(lm_row)
+    teacher *= 1 / temperature
+    p_teacher = torch.softmax(teacher, -1, out=spare)
+    gap = torch.sub(teacher, student, alpha=1 / temperature, out=teacher)
+    expected_gap = torch.linalg.vecdot(p_teacher, gap).unsqueeze(-1)
+    shift = (expected_gap - gap.amin(-1, keepdim=True) - 80).clamp_(min=0)
+    e = torch.sub(expected_gap - shift, gap, out=gap).expm1_()
+    # 1 + s is at least 1 without a shift, and p_T exp(80) with one.
+    s = torch.linalg.vecdot(p_teacher, e).unsqueeze(-1).clamp_(min=1e-4 - 1)
+    e.sub_(s).mul_(kl_row / (1 + s))
+    torch.addcmul(grad, p_teacher, e, out=student)
+    return (shift + s.log1p()).squeeze(-1)
 
 
 def _even_chunk(tokens: int, most: int) -> int:
@@ -231,9 +271,10 @@ def _add_product_(accumulator: Tensor, left: Tensor, right: Tensor) -> None:
     if accumulator.dtype == left.dtype:
         accumulator.addmm_(left, right)
         return
+    widens = widens_products(left.device.type)
     rows = max(1, block_elements(left.device.type) // accumulator.shape[-1])
     for part, factor in zip(accumulator.split(rows), left.split(rows), strict=True):
-        part += torch.mm(factor, right, out_dtype=accumulator.dtype) if left.is_cuda else factor @ right
+        part += torch.mm(factor, right, out_dtype=accumulator.dtype) if widens else factor @ right
 
 
 class TapMSE(torch.autograd.Function):
