@@ -83,6 +83,9 @@ def as_on_a_gpu() -> Iterator[None]:
         stack.enter_context(mock.patch.dict(fused.CHUNK_ELEMENTS, clear=True))
         stack.enter_context(mock.patch.dict(fused.BLOCK_ELEMENTS, clear=True))
         stack.enter_context(mock.patch.object(fused, "widens_products", lambda device: True))
+        # The taps compare addresses, and fake tensors have none to share.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         yield
 
 
@@ -149,8 +152,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    # The taps compare addresses, and fake tensors have none to share.
-    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=[*CASES, "tiny"], action="append", help="this shape only; may be repeated")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])

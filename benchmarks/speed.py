@@ -387,6 +387,7 @@ def measure(keys: tuple[str, ...], options: argparse.Namespace, earlier: dict[st
     workers: dict[str, subprocess.Popen[str]] = {}
     figures: dict[str, Any] = {}
     batch = tuple(options.batch)
+    run = 1 + max((r["run"] for figure in earlier.values() for r in figure["rounds"]), default=0)
     try:
         for key in keys:
             threads = 1 if CASES[key].build.startswith("loss") else options.threads
@@ -400,7 +401,7 @@ def measure(keys: tuple[str, ...], options: argparse.Namespace, earlier: dict[st
                     assert worker.stdin is not None
                     worker.stdin.write("\n")
                     worker.stdin.flush()
-                    figures[key]["rounds"].append(_answer(key, worker))
+                    figures[key]["rounds"].append({"run": run} | _answer(key, worker))
                     if figures[key]["rounds"][-1]["others"] <= QUIET:
                         break
     finally:
@@ -408,14 +409,8 @@ def measure(keys: tuple[str, ...], options: argparse.Namespace, earlier: dict[st
             worker.kill()
             worker.wait()
     for key, figure in figures.items():
-        tokens = batch[0] * batch[1] * CASES[key].accumulation
         figure["rounds"] = earlier.get(key, {}).get("rounds", []) + figure["rounds"]
-        quiet = [r for r in figure["rounds"] if r["others"] <= QUIET]
-        used = quiet or figure["rounds"]
-        figure["quiet_rounds"] = len(quiet)
-        figure["seconds_per_token"] = statistics.median(r["seconds"] for r in used) / tokens
-        figure["cpu_per_token"] = statistics.median(r["cpu"] for r in used) / tokens
-        figure["peak_bytes"] = statistics.median(r["peak_bytes"] for r in figure["rounds"])
+        figure["tokens"] = batch[0] * batch[1] * CASES[key].accumulation
     return figures
 
 
@@ -430,28 +425,54 @@ def _answer(key: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
+def medians(figure: dict[str, Any], runs: set[int] | None = None) -> dict[str, float]:
+    """Of a case's quiet rounds in these runs, its last one unless given; of all of them where none was quiet."""
+    runs = runs or {figure["rounds"][-1]["run"]}
+    rounds = [r for r in figure["rounds"] if r["run"] in runs]
+    used = [r for r in rounds if r["others"] <= QUIET] or rounds
+    return {
+        "run": max(runs),
+        "quiet_rounds": sum(r["others"] <= QUIET for r in rounds),
+        "seconds_per_token": statistics.median(r["seconds"] for r in used) / figure["tokens"],
+        "cpu_per_token": statistics.median(r["cpu"] for r in used) / figure["tokens"],
+        "peak_bytes": statistics.median(r["peak_bytes"] for r in rounds),
+    }
+
+
+def pair(figures: dict[str, Any], top: str, bottom: str) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Medians of two cases in the last run that had both, which is all that a ratio may be taken of."""
+    if top not in figures or bottom not in figures:
+        return None
+    first, second = ({r["run"] for r in figures[key]["rounds"]} for key in (top, bottom))
+    if not first & second:
+        return None
+    run = {max(first & second)}
+    return medians(figures[top], run), medians(figures[bottom], run)
+
+
 def table(figures: dict[str, Any]) -> str:
     """The cases and the ratios as Markdown."""
     lines = [
-        "| | case | micro-batches | quiet rounds | ms / token | CPU ms / token | peak above weights, MiB |",
-        "|---|---|---|---|---|---|---|",
+        "| | case | micro-batches | run | quiet rounds | ms / token | CPU ms / token | peak above weights, MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for key, case in CASES.items():
         if key in figures:
-            row = figures[key]
+            row = medians(figures[key])
             lines.append(
-                f"| {key} | {case.title} | {case.accumulation} | {row['quiet_rounds']} "
+                f"| {key} | {case.title} | {case.accumulation} | {row['run']} | {row['quiet_rounds']} "
                 f"| {row['seconds_per_token'] * 1e3:.2f} "
                 f"| {row['cpu_per_token'] * 1e3:.2f} | {row['peak_bytes'] / 2**20:,.0f} |"
             )
-    lines += ["", "| ratio | wall or bytes | CPU | target | |", "|---|---|---|---|---|"]
+    lines += ["", "| ratio | run | wall or bytes | CPU | target | |", "|---|---|---|---|---|---|"]
     for name, top, bottom, figure, bound in TARGETS:
-        if top in figures and bottom in figures:
-            ratio = figures[top][figure] / figures[bottom][figure]
-            cpu = ""
+        if found := pair(figures, top, bottom):
+            above, below = found
+            ratio, cpu = above[figure] / below[figure], ""
             if figure == "seconds_per_token":
-                cpu = f"{figures[top]['cpu_per_token'] / figures[bottom]['cpu_per_token']:.2f}"
-            lines.append(f"| {name} | {ratio:.2f} | {cpu} | ≤ {bound:.2f} | {'met' if ratio <= bound else 'missed'} |")
+                cpu = f"{above['cpu_per_token'] / below['cpu_per_token']:.2f}"
+            verdict = "met" if ratio <= bound else "missed"
+            lines.append(f"| {name} | {above['run']} | {ratio:.3f} | {cpu} | ≤ {bound:.2f} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -469,7 +490,8 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         for k in keys
     ]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 0.36 * len(keys) + 1), sharey=True, layout="constrained")
-    values = ([figures[k]["seconds_per_token"] * 1e3 for k in keys], [figures[k]["peak_bytes"] / 2**30 for k in keys])
+    rows = [medians(figures[key]) for key in keys]
+    values = ([row["seconds_per_token"] * 1e3 for row in rows], [row["peak_bytes"] / 2**30 for row in rows])
     for axis, value, title in zip(axes, values, ("ms per token", "peak memory above weights, GiB"), strict=True):
         bars = axis.barh(labels, value, color=colours)
         axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)

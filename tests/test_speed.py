@@ -1,7 +1,8 @@
-"""What the speed benchmark compares with computes the same thing, and the benchmark runs."""
+"""What the benchmarks compare with computes the same thing, and the benchmarks run."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny import batch, tiny_model
 from lowrank_clone.model import CloneModel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RECOMPUTE = ("nothing", "elementwise", "all")
 
 
 @pytest.fixture
@@ -22,6 +24,14 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
     import reference
 
     return reference
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import memory
+
+    return memory
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -63,3 +73,20 @@ def test_a_case_is_profiled() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "TapMSE" in done.stdout or "aten::mm" in done.stdout
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize("shape", ["llama-3.2-3b", "qwen2.5-7b"])
+def test_the_cost_model_at_true_shapes_is_what_tensors_add_up_to(memory: Any, shape: str, recompute: str) -> None:
+    dtype, batch = memory.CASES[shape]
+    weights, peak, cost = memory.count(shape, dtype, batch, 1, recompute)
+    assert cost.weight_bytes == pytest.approx(weights, rel=1e-4)
+    assert cost.peak_bytes == pytest.approx(peak, rel=0.05)
+
+
+def test_memory_is_tabled(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "memory.py", "--shape", "tiny", "--accumulation", "1"]
+    done = subprocess.run([*command, "--output", tmp_path / "raw.json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| tiny -> 32 | float32 | 2 x 64 | 1 |") == 3
+    assert [row["recompute"] for row in json.loads((tmp_path / "raw.json").read_text())] == list(RECOMPUTE)
