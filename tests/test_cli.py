@@ -245,7 +245,15 @@ def test_checkpointing_is_checked_before_weights_are_read(
 ) -> None:
     asked = ["training.activation_checkpointing=true", f"training.activation_checkpointing_kwargs={{{options}}}"]
     assert message in refused(capsys, "train", recipe, *asked, "--dry-run")
+    assert message in refused(capsys, "plan", recipe, *asked)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_demo_s_recipe_can_be_planned(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lowrank_clone.demo.teacher_file", lambda: config_folder(tmp_path / "t", tiny_config("llama")))
+    assert lrc("plan", "demo", "student.hidden_size=16") == 0
+    assert "24 -> 16" in capsys.readouterr().out
 
 
 def test_the_cost_model_follows_checkpointing(recipe: Path, capsys, monkeypatch) -> None:

@@ -25,6 +25,7 @@ from .cost import Recompute, estimate
 from .errors import InputError
 from .method import clone_settings, last_kinds
 from .plan import Plan
+from .recompute import checkpointing_options
 from .sizes import remarks, size_rows
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def train(arguments: Namespace) -> None:
     """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume | --overwrite]`"""
     from .run import check, execute
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = _recipe(arguments)
     job = check(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
     if arguments.dry_run:
         print_plan(recipe, job.plan)
@@ -63,8 +64,18 @@ def plan(arguments: Namespace) -> None:
     """`lrc plan RECIPE [section.key=value ...]`"""
     from .run import plan_of
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = _recipe(arguments)
     print_plan(recipe, plan_of(recipe))
+
+
+def _recipe(arguments: Namespace) -> Recipe:
+    """The recipe of a command, with the installed teacher where the shipped one says `demo`."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if recipe.teacher.model != "demo" or Path("demo").exists():
+        return recipe
+    from .demo import teacher_file
+
+    return replace(recipe, teacher=replace(recipe.teacher, model=str(teacher_file())))
 
 
 def families(arguments: Namespace) -> None:
@@ -173,6 +184,7 @@ def demo(arguments: Namespace) -> None:
 
 def print_plan(recipe: Recipe, plan: Plan) -> None:
     """Sizes by group: matrices, deployed and trained numbers, and how much of the deployed ones training can reach."""
+    recomputed = recomputation(recipe, plan)
     kinds = last_kinds(plan, recipe.method)
     rows = size_rows(plan, kinds)
     trained = sum(row.trained for row in rows)
@@ -190,19 +202,31 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
     console.print(table)
     if training_arguments(recipe).get("muon"):
         console.print("Matrices are trained with Muon, all else with AdamW.")
-    print_cost(recipe, plan)
+    print_cost(recipe, plan, recomputed)
 
 
-def print_cost(recipe: Recipe, plan: Plan) -> None:
+def recomputation(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """What the recipe's activation checkpointing is to the cost model.
+
+    Raises:
+        InputError: Its options are not usable.
+    """
+    arguments = training_arguments(recipe)
+    # The second is transformers' older name of the first.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    if not any(arguments.get(name) for name in names):
+        return {"recompute": "nothing"}
+    options: dict[str, Any] = next((given for name in names if (given := arguments.get(f"{name}_kwargs"))), {})
+    checkpointing_options(plan.student_config, options)
+    return {"recompute": options.get("recompute", "all"), "every_n_layers": options.get("every_n_layers", 1)}
+
+
+def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> None:
     """FLOPs and memory by the cost model, and hours for the recipe's tokens on one named accelerator."""
     arguments = training_arguments(recipe)
     batch, accumulation = batch_sizes(recipe)
     settings = clone_settings(plan, recipe.method)
     compared = [tap for tap in plan.taps if settings["clone_weight"] != 0 and settings["taps"](tap)]
-    # The second is transformers' older name of the first.
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    checkpointing = any(arguments.get(name) for name in names)
-    options: dict[str, Any] = next((given for name in names if (given := arguments.get(f"{name}_kwargs"))), {})
     estimated = partial(
         estimate,
         plan,
@@ -215,8 +239,7 @@ def print_cost(recipe: Recipe, plan: Plan) -> None:
         taps=compared,
         optimizer_states=1 if arguments.get("muon", False) else 2,
     )
-    every = options.get("every_n_layers", 1)
-    cost = estimated(recompute=options.get("recompute", "all") if checkpointing else "nothing", every_n_layers=every)
+    cost = estimated(**recomputed)
     where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"
     table = Table("cost", "figure", title=f"Cost model, one accelerator: {where}")
     for label, figure in cost.rows():

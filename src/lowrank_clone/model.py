@@ -227,6 +227,6 @@ class CloneModel(nn.Module):
         Raises:
             InputError: The model can't be checkpointed, or an option is not usable (`recompute.checkpointing_options`).
         """
-        options = checkpointing_options(type(self.student), (activation_checkpointing_kwargs or {}) | kwargs)
+        options = checkpointing_options(self.config, (activation_checkpointing_kwargs or {}) | kwargs)
         layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
         self.student.activation_checkpointing_enable(options, **layers)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .errors import InputError
 
@@ -42,7 +43,7 @@ KEPT = frozenset(getattr(torch.ops.aten, name).default for name in _EXPENSIVE if
 _recording = threading.local()
 
 
-def checkpointing_options(model: type[PreTrainedModel], options: Mapping[str, Any] | None) -> dict[str, Any]:
+def checkpointing_options(config: PretrainedConfig, options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Options of transformers and `torch.utils.checkpoint` from ours, which have `recompute` beside them.
 
     Raises:
@@ -50,6 +51,7 @@ def checkpointing_options(model: type[PreTrainedModel], options: Mapping[str, An
             `use_reentrant` is true, which detaches what happens inside a layer from the loss.
     """
     where = "activation checkpointing"
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not model.supports_gradient_checkpointing:
         raise InputError(f"{where}: {model.__name__} does not support it; leave training.activation_checkpointing out")
     chosen = {"use_reentrant": False, "recompute": "all"} | dict(options or {})

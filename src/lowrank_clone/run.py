@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from . import data
@@ -90,9 +89,8 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> J
     data.check_sources(recipe.data)
     plan = plan_of(recipe, arguments.max_steps if arguments.max_steps > 0 else None)
     if arguments.activation_checkpointing:
-        model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(plan.student_config)]
         options: Any = arguments.activation_checkpointing_kwargs
-        checkpointing_options(model, options)
+        checkpointing_options(plan.student_config, options)
     start_from = _checkpoint_of(recipe.method.start_from)
     for needed in (checkpoint, start_from):
         if needed is not None:
