@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import torch
@@ -32,19 +32,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, MistralConfig
 
 from lowrank_clone import fused, model
-from lowrank_clone.cost import Cost, estimate
+from lowrank_clone.cost import Cost, Recompute, estimate
 from lowrank_clone.losses import Head
 from lowrank_clone.model import CloneModel
 from lowrank_clone.optim import bind
 
-FOLDER = Path(__file__).parent
 # Shape, dtype, rows and length of a micro-batch.
 CASES: dict[str, tuple[torch.dtype, tuple[int, int]]] = {
     "smollm2-135m": (torch.float32, (2, 512)),
     "llama-3.2-3b": (torch.bfloat16, (4, 2048)),
     "qwen2.5-7b": (torch.bfloat16, (2, 2048)),
 }
-RECOMPUTE = ("nothing", "elementwise", "all")
+RECOMPUTE = get_args(Recompute)
 
 
 class Tally(TorchDispatchMode):
@@ -107,7 +106,7 @@ def head_of(side: Any) -> Head:
 
 
 def count(
-    shape: str, dtype: torch.dtype, batch: tuple[int, int], accumulation: int, recompute: Any
+    shape: str, dtype: torch.dtype, batch: tuple[int, int], accumulation: int, recompute: Recompute
 ) -> tuple[int, int, Cost]:
     """Bytes of weights and factors before the first step, bytes at the peak of the second, and the prediction."""
     fields = SHAPES[shape]
