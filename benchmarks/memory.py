@@ -31,11 +31,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, MistralConfig
 
-from lowrank_clone import fused, model
+from lowrank_clone import model
 from lowrank_clone.cost import Cost, Recompute, estimate
-from lowrank_clone.losses import Head
 from lowrank_clone.model import CloneModel
-from lowrank_clone.optim import bind
+from lowrank_clone.objective import head, lm_kl
+from lowrank_clone.objective.head import Head
+from lowrank_clone.training.optim import bind
 
 # Shape, dtype, rows and length of a micro-batch.
 CASES: dict[str, tuple[torch.dtype, tuple[int, int]]] = {
@@ -79,9 +80,10 @@ class Tally(TorchDispatchMode):
 def as_on_a_gpu() -> Iterator[None]:
     """Let fake tensors of the CPU take the ways that tensors of a GPU take."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(fused.CHUNK_ELEMENTS, clear=True))
-        stack.enter_context(mock.patch.dict(fused.BLOCK_ELEMENTS, clear=True))
-        stack.enter_context(mock.patch.object(fused, "widens_products", lambda device: True))
+        stack.enter_context(mock.patch.dict(lm_kl.CHUNK_ELEMENTS, clear=True))
+        stack.enter_context(mock.patch.dict(lm_kl.BLOCK_ELEMENTS, clear=True))
+        for module in (head, lm_kl):
+            stack.enter_context(mock.patch.object(module, "widens_products", lambda device: True))
         # The taps compare addresses, and fake tensors have none to share.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")

@@ -37,16 +37,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainerCallback
 
-from lowrank_clone import init
-from lowrank_clone.config import TeacherConfig
-from lowrank_clone.data import DataConfig, SourceConfig, prepare
-from lowrank_clone.demo import teacher_file, write_text
-from lowrank_clone.evaluate import language_loss
+from lowrank_clone.data.config import DataConfig, SourceConfig
+from lowrank_clone.data.prepare import prepare
+from lowrank_clone.errors import NonFiniteLoss
 from lowrank_clone.model import CloneModel
-from lowrank_clone.plan import Plan, make_plan
-from lowrank_clone.run import dtype
-from lowrank_clone.teachers import load_config, load_teacher, load_tokenizer
-from lowrank_clone.trainer import CloneArguments, CloneTrainer, NonFiniteLoss
+from lowrank_clone.objective.evaluate import language_loss
+from lowrank_clone.plan.classify import make_plan
+from lowrank_clone.plan.roles import Plan
+from lowrank_clone.recipe.schema import TeacherConfig
+from lowrank_clone.run.demo import teacher_file, write_text
+from lowrank_clone.run.job import dtype
+from lowrank_clone.run.teachers import load_config, load_teacher, load_tokenizer
+from lowrank_clone.starts.calibrated import calibrated_start
+from lowrank_clone.starts.channels import channels_start
+from lowrank_clone.training.arguments import CloneArguments
+from lowrank_clone.training.trainer import CloneTrainer
 
 LENGTH = 256
 BATCH = 8
@@ -195,9 +200,7 @@ def make_start(variant: Variant, plan: Plan, teacher: PreTrainedModel, text: Tex
         began = time.perf_counter()
         ids = torch.tensor(text.train[: CALIBRATION_TOKENS // LENGTH]["input_ids"], device=teacher.device)
         batches = list(ids.split(BATCH))
-        factors = (init.calibrated_start if variant.start == "calibrated" else init.channels_start)(
-            teacher, plan, batches
-        )
+        factors = (calibrated_start if variant.start == "calibrated" else channels_start)(teacher, plan, batches)
         save_file({name: value.clone() for name, value in factors.items()}, file)  # channels share one matrix
         print(f"{variant.start} start: {time.perf_counter() - began:.0f} s")
     return load_file(file)

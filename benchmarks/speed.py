@@ -246,7 +246,8 @@ def _kd(model: Callable[[int], Any], d_t: int, d_s: int, case: Case) -> tuple[An
     import torch
     from reference import naive_lm_kl
 
-    from lowrank_clone.losses import Head, lm_kl_loss
+    from lowrank_clone.objective.head import Head
+    from lowrank_clone.objective.lm_kl import lm_kl_loss
 
     teacher, student = model(d_t).eval().requires_grad_(False), model(d_s).train()
 
@@ -277,7 +278,7 @@ def _published(model: Callable[[int], Any], d_t: int, d_s: int, case: Case) -> t
 
 def _clone(model: Callable[[int], Any], d_t: int, d_s: int, case: Case) -> tuple[Any, Any]:
     from lowrank_clone.model import CloneModel
-    from lowrank_clone.optim import bind
+    from lowrank_clone.training.optim import bind
 
     options = {"execution": "interleaved"} if "interleaved" in case.options else {}
     clone = CloneModel(model(d_t), d_s, temperature=TEMPERATURE, clone_weight=ALPHA, **options).train()
@@ -302,7 +303,8 @@ def _loss_alone(case: Case, config: Any, width: int, batch: tuple[int, int], dev
     import torch
     from reference import naive_lm_kl
 
-    from lowrank_clone.losses import Head, lm_kl_loss
+    from lowrank_clone.objective.head import Head
+    from lowrank_clone.objective.lm_kl import lm_kl_loss
 
     make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
     hidden, weight = make(*batch, width).requires_grad_(), (make(config.vocab_size, width) * 0.02).requires_grad_()

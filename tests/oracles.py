@@ -15,9 +15,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from lowrank_clone.losses import Head
 from lowrank_clone.model import CloneModel
-from lowrank_clone.plan import TapSpec
+from lowrank_clone.objective.head import Head
+from lowrank_clone.plan.roles import TapSpec
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_clone.cost import ACCELERATORS, Cost, estimate
 from lowrank_clone.errors import InputError
 from lowrank_clone.model import CloneModel
-from lowrank_clone.optim import bind
-from lowrank_clone.plan import make_plan
+from lowrank_clone.plan.classify import make_plan
+from lowrank_clone.training.optim import bind
 
 ROWS, LENGTH, WIDTH = 2, 12, 16
 DENSE = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "olmo2", "cohere", "starcoder2")

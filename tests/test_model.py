@@ -10,9 +10,9 @@ from tiny import batch, tiny_model
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lowrank_clone.batches import count_tokens
 from lowrank_clone.errors import InputError
 from lowrank_clone.model import CloneModel
+from lowrank_clone.objective.tokens import count_tokens
 
 
 def clone(family: str = "llama", **options: Any) -> CloneModel:

@@ -1,6 +1,6 @@
 """Low-Rank Clone: a frozen decoder language model becomes a narrower student of the same architecture.
 
-Reading order: plan -> factors -> losses -> model -> optim -> trainer.
+Reading order: plan -> factors -> objective -> model -> training.
 
     clone = CloneModel(teacher, hidden_size=384, temperature=40.0, clone_weight=0.2, kl_weight=1.28)
     trainer = CloneTrainer(clone, CloneArguments(output_dir="runs/a"), train_dataset=blocks, processing_class=tokenizer)
@@ -14,12 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batches import CloneOutput, count_tokens
     from .errors import InputError
-    from .model import CloneModel
-    from .optim import MuonAdamW, bind
-    from .plan import Plan, make_plan
-    from .trainer import CloneArguments, CloneTrainer
+    from .model import CloneModel, CloneOutput
+    from .objective.tokens import count_tokens
+    from .plan.classify import make_plan
+    from .plan.roles import Plan
+    from .training.arguments import CloneArguments
+    from .training.optim import MuonAdamW, bind
+    from .training.trainer import CloneTrainer
 
 __all__ = [
     "CloneArguments",
@@ -35,16 +37,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CloneArguments": "trainer",
+    "CloneArguments": "training.arguments",
     "CloneModel": "model",
-    "CloneOutput": "batches",
-    "CloneTrainer": "trainer",
+    "CloneOutput": "model",
+    "CloneTrainer": "training.trainer",
     "InputError": "errors",
-    "MuonAdamW": "optim",
-    "Plan": "plan",
-    "bind": "optim",
-    "count_tokens": "batches",
-    "make_plan": "plan",
+    "MuonAdamW": "training.optim",
+    "Plan": "plan.roles",
+    "bind": "training.optim",
+    "count_tokens": "objective.tokens",
+    "make_plan": "plan.classify",
 }
 
 

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 
 from .errors import InputError
-from .fused import block_elements, chunk_elements_of
-from .plan import Plan, Role, TapSpec
+from .objective.lm_kl import block_elements, chunk_elements_of
+from .plan.roles import Plan, Role, TapSpec
 
 # What of a student's layer runs twice.
 Recompute = Literal["nothing", "elementwise", "all"]
@@ -146,9 +146,6 @@ def estimate(
     return Cost(flops, memory, peak, tokens * accumulation, dtype)
 
 
-# --- FLOPs ------------------------------------------------------------------------------------------------------------
-
-
 def _flops(sizes: _Sizes, length: int, tokens_per_step: int, repeated: float) -> dict[str, float]:
     """By part; `repeated` is the share of the layers whose forward pass runs twice."""
     plan = sizes.plan
@@ -237,9 +234,6 @@ class _Sizes:
 
     def target_leaves(self) -> list[TapSpec]:
         return [tap for tap in self.taps if tap.kind == "write" and not self.at_teacher_width(tap)]
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def _memory(

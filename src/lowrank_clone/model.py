@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
-from .bases import Identity
-from .batches import CloneOutput, counted
-from .execution import Execution, Order
-from .factors import Link
-from .init import random_start
-from .losses import lm_kl_loss
-from .parameterize import TARGET, check_kinds, reparameterize
-from .plan import TapSpec, make_plan
-from .recompute import checkpointing_options
-from .student import Leaves, build_student, check_teacher, link
-from .taps import Comparison, TargetSquares, calls, linear_of, read_head
+from .execution.checkpointing import checkpointing_options
+from .execution.pair import Execution, Order
+from .factors.bases import Identity
+from .factors.factors import Link
+from .factors.parameterize import TARGET, check_kinds, reparameterize
+from .factors.student import Leaves, build_student, check_teacher, link
+from .objective.comparison import Comparison, TargetSquares
+from .objective.head import read_head
+from .objective.lm_kl import lm_kl_loss
+from .objective.taps import calls, linear_of
+from .objective.tokens import counted
+from .plan.classify import make_plan
+from .plan.roles import TapSpec
+from .starts.random import random_start
+
+
+@dataclass
+class CloneOutput(ModelOutput):
+    """Scalars of one forward pass, each a mean over the counted tokens. Only `loss` carries gradient.
+
+    loss: `lm_weight * lm + kl_weight * kl + clone_weight * clone`. lm: nats per token. kl: T^2 times nats per token.
+    clone: the sum of `taps`, which holds every tap's MSE by the student's parameter name.
+    """
+
+    loss: Tensor | None = None
+    lm: Tensor | None = None
+    kl: Tensor | None = None
+    clone: Tensor | None = None
+    taps: dict[str, Tensor] | None = None
 
 
 class CloneModel(nn.Module):

@@ -11,10 +11,11 @@ from oracles import pulled_gradients, relative_error
 from tiny import VOCAB, tiny_model
 from torch import Tensor
 
-from lowrank_clone.batches import count_tokens
 from lowrank_clone.model import CloneModel
-from lowrank_clone.optim import bind
-from lowrank_clone.trainer import CloneArguments, CloneTrainer
+from lowrank_clone.objective.tokens import count_tokens
+from lowrank_clone.training.arguments import CloneArguments
+from lowrank_clone.training.optim import bind
+from lowrank_clone.training.trainer import CloneTrainer
 
 LENGTHS = (12, 3, 7, 2, 9, 12, 5, 10)
 SAME = 1e-5

@@ -12,9 +12,9 @@ from tiny import VOCAB, batch, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lowrank_clone import fused
 from lowrank_clone.model import CloneModel
-from lowrank_clone.optim import bind
+from lowrank_clone.objective import lm_kl
+from lowrank_clone.training.optim import bind
 
 # Dynamo looks at `.grad` of what it is given, layers' inputs too.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -99,8 +99,8 @@ def test_every_way_gives_the_naive_result(way: str) -> None:
 @pytest.mark.parametrize("rows", [1, 5, 24, 1000])
 @pytest.mark.parametrize("block_rows", [1, 3, 1000])
 def test_every_chunk_size_gives_the_naive_result(monkeypatch: pytest.MonkeyPatch, rows: int, block_rows: int) -> None:
-    monkeypatch.setitem(fused.CHUNK_ELEMENTS, "cpu", VOCAB * rows)
-    monkeypatch.setitem(fused.BLOCK_ELEMENTS, "cpu", VOCAB * block_rows)
+    monkeypatch.setitem(lm_kl.CHUNK_ELEMENTS, "cpu", VOCAB * rows)
+    monkeypatch.setitem(lm_kl.BLOCK_ELEMENTS, "cpu", VOCAB * block_rows)
     assert_close(results(clone()), naive_results(clone()))
 
 

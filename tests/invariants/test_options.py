@@ -10,8 +10,7 @@ from oracles import hooks, pulled_gradients, relative_error
 from tiny import FAMILIES, VOCAB, batch, tiny_model
 from torch import Tensor
 
-from lowrank_clone.batches import CloneOutput
-from lowrank_clone.model import CloneModel
+from lowrank_clone.model import CloneModel, CloneOutput
 
 
 def clone(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> CloneModel:

@@ -1,0 +1,114 @@
+"""Tables and reports on standard output."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..cost import Recompute, estimate
+from ..execution.checkpointing import checkpointing_options
+from ..plan.roles import Plan
+from ..plan.sizes import remarks, size_rows
+from ..recipe.method import clone_settings, last_kinds
+from ..recipe.schema import Recipe
+from ..recipe.training import batch_sizes, training_arguments
+
+if TYPE_CHECKING:
+    from ..inspection.sheets import Sheet
+
+# Tables and reports go to standard output, so that they can be piped.
+console = Console(highlight=False, soft_wrap=True)
+
+
+def print_plan(recipe: Recipe, plan: Plan) -> None:
+    """Sizes by group: matrices, deployed and trained numbers, and how much of the deployed ones training can reach."""
+    recomputed = recomputation(recipe, plan)
+    kinds = last_kinds(plan, recipe.method)
+    rows = size_rows(plan, kinds)
+    trained = sum(row.trained for row in rows)
+    console.print(
+        f"{plan.teacher_config.model_type}: residual width {plan.teacher_width} -> {plan.student_width}, "
+        f"{len(plan.taps)} taps, {plan.deployed_parameters:,} deployed and {trained:,} trained parameters"
+    )
+    for line in remarks(plan):
+        console.print(line)
+    table = Table("group", "kind", "tensors", "deployed parameters", "trained parameters", "reachable share")
+    for row in rows:
+        share = "" if row.reachable is None else f"{row.reachable:.1%}"
+        kind = "" if row.reachable is None else kinds.get(row.group, "projected")
+        table.add_row(row.group, kind, f"{row.tensors:,}", f"{row.deployed:,}", f"{row.trained:,}", share)
+    console.print(table)
+    if training_arguments(recipe).get("muon"):
+        console.print("Matrices are trained with Muon, all else with AdamW.")
+    print_cost(recipe, plan, recomputed)
+
+
+def recomputation(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """What the recipe's activation checkpointing is to the cost model.
+
+    Raises:
+        InputError: Its options are not usable.
+    """
+    arguments = training_arguments(recipe)
+    # The second is transformers' older name of the first.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    if not any(arguments.get(name) for name in names):
+        return {"recompute": "nothing"}
+    options: dict[str, Any] = next((given for name in names if (given := arguments.get(f"{name}_kwargs"))), {})
+    checkpointing_options(plan.student_config, options)
+    return {"recompute": options.get("recompute", "all"), "every_n_layers": options.get("every_n_layers", 1)}
+
+
+def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> None:
+    """FLOPs and memory by the cost model, and hours for the recipe's tokens on one named accelerator."""
+    arguments = training_arguments(recipe)
+    batch, accumulation = batch_sizes(recipe)
+    settings = clone_settings(plan, recipe.method)
+    compared = [tap for tap in plan.taps if settings["clone_weight"] != 0 and settings["taps"](tap)]
+    estimated = partial(
+        estimate,
+        plan,
+        micro_batch=batch,
+        sequence_length=recipe.data.sequence_length,
+        accumulation=accumulation,
+        dtype=torch.float32 if recipe.student.dtype == "float32" else torch.bfloat16,
+        parameterization=last_kinds(plan, recipe.method),
+        attn_out_tap=recipe.method.attn_out_tap,
+        taps=compared,
+        optimizer_states=1 if arguments.get("muon", False) else 2,
+    )
+    cost = estimated(**recomputed)
+    where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"
+    table = Table("cost", "figure", title=f"Cost model, one accelerator: {where}")
+    for label, figure in cost.rows():
+        table.add_row(label, figure)
+    console.print(table)
+    off, elementwise, whole = (estimated(recompute=way).peak_bytes / 2**30 for way in get_args(Recompute))
+    buckets = cost.memory["gradients of the student"] / 2**30
+    console.print(
+        f"Peak by training.activation_checkpointing: {off:,.1f} GiB without, {elementwise:,.1f} with "
+        f"recompute: elementwise, {whole:,.1f} with all. DDP's buckets hold the gradients once more: {buckets:,.1f}."
+    )
+    if recipe.training.total_tokens is not None:
+        name, share = "h100-80gb", 0.4
+        run = cost.run(recipe.training.total_tokens, name, utilisation=share)
+        fits = "fits" if run.fits else "does not fit"
+        console.print(
+            f"{recipe.training.total_tokens:,} tokens on one {name} at {share:.0%} of its data sheet's dense peak: "
+            f"{run.hours:,.1f} hours, {run.kilowatt_hours:,.1f} kWh of the board; the memory {fits}. Predicted, not "
+            "measured on such a card."
+        )
+
+
+def print_sheet(sheet: Sheet) -> None:
+    """A table with its unit and source under it."""
+    table = Table(title=sheet.title, caption=sheet.note, caption_justify="left", title_justify="left")
+    for i, column in enumerate(sheet.columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=i == 0, overflow="fold")
+    for row in sheet.rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Sources, mixed, tokenised and packed into blocks. Imports errors only."""

@@ -1,0 +1,1 @@
+"""How teacher and student run: in turn, layer by layer, compiled, checkpointed. Imports plan and objective."""

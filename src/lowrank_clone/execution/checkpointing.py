@@ -1,0 +1,106 @@
+"""Activation checkpointing that keeps what was expensive: products and attention stay, the elementwise rest is redone.
+
+Plain checkpointing runs a layer's whole forward pass again. Of what autograd keeps of a layer, about half is cheap to
+make anew from the other half: normalised inputs, rotated heads, activated gates and their products. PyTorch's selective
+checkpointing tells the two apart by operator, and replays a layer's operators in the order in which they ran. A tap's
+comparison runs in that layer's forward pass only, so it has to happen beside the record.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from ..errors import InputError
+
+RECOMPUTE = ("all", "elementwise")
+# Ours, those of transformers, those of `torch.utils.checkpoint`.
+OPTIONS = frozenset(
+    ("recompute", "every_n_layers", "offload", "use_reentrant", "preserve_rng_state", "determinism_check", "early_stop")
+)
+# By name, as not every version of PyTorch has all of them. Batched products are those of eager attention, whose outputs
+# are the largest of all; experts' grouped ones are not kept since transformers adds biases to them in place.
+_EXPENSIVE = (
+    "mm",
+    "addmm",
+    "_scaled_mm",
+    "convolution",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+KEPT = frozenset(getattr(torch.ops.aten, name).default for name in _EXPENSIVE if hasattr(torch.ops.aten, name))
+
+_recording = threading.local()
+
+
+def checkpointing_options(config: PretrainedConfig, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of transformers and `torch.utils.checkpoint` from ours, which have `recompute` beside them.
+
+    Raises:
+        InputError: The model can't be checkpointed, an option is unknown, a value is none of its option's, or
+            `use_reentrant` is true, which detaches what happens inside a layer from the loss.
+    """
+    where = "activation checkpointing"
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"{where}: {model.__name__} does not support it; leave training.activation_checkpointing out")
+    chosen = {"use_reentrant": False, "recompute": "all"} | dict(options or {})
+    if unknown := chosen.keys() - OPTIONS:
+        raise InputError(f"{where}: unknown option `{min(unknown)}`; expected one of {', '.join(sorted(OPTIONS))}")
+    if chosen["use_reentrant"]:
+        raise InputError(f"{where}: got use_reentrant=True, expected False; taps lie in the layers")
+    recompute = chosen.pop("recompute")
+    if recompute not in RECOMPUTE:
+        raise InputError(f"{where}: recompute: got {recompute!r}, expected {' or '.join(RECOMPUTE)}")
+    every = chosen.get("every_n_layers", 1)
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise InputError(f"{where}: every_n_layers: got {every!r}, expected a whole number of 1 or more")
+    return chosen | ({"context_fn": elementwise_only} if recompute == "elementwise" else {})
+
+
+def elementwise_only() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """The `context_fn` of `torch.utils.checkpoint`: what surrounds a forward pass, and what its recomputation."""
+    record, replay = create_selective_checkpoint_contexts(_policy)
+    return _recorded(record), replay
+
+
+@contextmanager
+def beside_the_record() -> Iterator[None]:
+    """Run operators that the recomputation of the surrounding layer, if there is one, will not run again."""
+    record = getattr(_recording, "current", None)
+    if record is None:
+        yield
+        return
+    record.__exit__(None, None, None)
+    _recording.current = None
+    try:
+        yield
+    finally:
+        record.__enter__()
+        _recording.current = record
+
+
+@contextmanager
+def _recorded(record: AbstractContextManager[Any]) -> Iterator[None]:
+    with record:
+        _recording.current = record
+        try:
+            yield
+        finally:
+            _recording.current = None
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    # Kernels from outside PyTorch, such as flash attention's, are written for what is worth a kernel.
+    kept = operator in KEPT or getattr(operator, "namespace", "aten") not in ("aten", "prim", "prims")
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,118 @@
+"""Blocks compiled one by one with `torch.compile`, their taps intact.
+
+A hook that writes into the world outside is lost on a compiled region, so each compiled block returns its tapped
+activations beside its output, and what observes them runs outside. All blocks of a model share one function and the
+same recording hooks, so that blocks of equal structure share their compiled code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..objective.taps import Observer, observe, tap_output
+from ..plan.roles import TapSpec
+
+Seen = tuple[tuple[int, Any, Any], ...]
+
+
+class CompiledBlocks:
+    """The blocks of one model, compiled in place, and how their taps are observed from then on.
+
+    Hooks that are put on modules inside the blocks later are not called, as always in compiled code.
+
+    Args:
+        blocks: Names of the blocks. taps: All that will ever be observed. width: The model's residual width.
+        options: Of `torch.compile`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, blocks: Iterable[str], taps: Iterable[TapSpec], width: int, **options: Any
+    ) -> None:
+        self._model, self._width = model, width
+        self._observer: Observer | None = None
+        self._wanted: set[str] = set()
+        self._recorded: list[tuple[int, Any, Any]] = []
+        self._recorders: list[Callable[..., None]] = []
+        self._inside: set[str] = set()
+        self._call = torch.compile(self._recording_call(), **options)
+        for name in blocks:
+            own = [tap for tap in taps if tap.module.startswith(name + ".")]
+            self._inside.update(tap.name for tap in own)
+            for index, tap in enumerate(own):
+                model.get_submodule(tap.module).register_forward_hook(self._recorder(index))
+            block = model.get_submodule(name)
+            block.forward = self._forward(block, own)
+
+    @contextmanager
+    def observe(self, taps: Iterable[TapSpec], observer: Observer) -> Iterator[None]:
+        """`taps.observe` for this model."""
+        taps = list(taps)
+        self._observer, self._wanted = observer, {tap.name for tap in taps}
+        try:
+            with observe(self._model, [t for t in taps if t.name not in self._inside], self._width, observer):
+                yield
+        finally:
+            self._observer = None
+
+    def _recording_call(self) -> Callable[..., tuple[Any, Seen]]:
+        recorded = self._recorded
+
+        def call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Seen]:
+            recorded.clear()
+            output = type(block).forward(block, *args, **kwargs)
+            seen = tuple(recorded)
+            recorded.clear()
+            return output, seen
+
+        return call
+
+    def _recorder(self, index: int) -> Callable[..., None]:
+        """The hook of the tap at this place in its block, the same object in every block."""
+        recorded = self._recorded
+        while len(self._recorders) <= index:
+
+            def record(
+                module: nn.Module, args: tuple[Any, ...], output: Any, index: int = len(self._recorders)
+            ) -> None:
+                recorded.append((index, args[0] if args else None, output))
+
+            self._recorders.append(record)
+        return self._recorders[index]
+
+    def _forward(self, block: nn.Module, taps: list[TapSpec]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if isinstance(block, GradientCheckpointingLayer) and block.gradient_checkpointing and block.training:
+                checkpoint: Any = block._gradient_checkpointing_func
+                output, seen = checkpoint(self._checkpointed(block, kwargs), *args)
+            else:
+                output, seen = self._call(block, args, kwargs)
+            self._report(taps, seen)
+            return output
+
+        return forward
+
+    def _checkpointed(self, block: GradientCheckpointingLayer, kwargs: dict[str, Any]) -> Callable[..., Any]:
+        """The block's call for the checkpoint around it, without the block's own checkpoint inside."""
+
+        def call(*args: Any) -> Any:
+            block.gradient_checkpointing = False
+            try:
+                return self._call(block, args, kwargs)
+            finally:
+                block.gradient_checkpointing = True
+
+        return call
+
+    def _report(self, taps: list[TapSpec], seen: Seen) -> None:
+        for index, given, output in seen:
+            tap = taps[index]
+            if self._observer is not None and tap.name in self._wanted:
+                shown = tap_output(tap, self._width, output)
+                self._observer(tap, shown if given is None else given, shown)

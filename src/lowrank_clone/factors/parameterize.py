@@ -1,0 +1,87 @@
+"""Switching how a group of matrices hangs on the teacher: projected -> dense or core, without changing a logit.
+
+What a projected matrix can reach is a part of what is deployed (`sizes.reachable_share`); `dense` and `core` train all
+of it from where the projected one stands (Dense-LRC and CORE-LRC, arXiv 2609.02006), at the same deployed shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..plan.roles import Plan, Role
+from .bases import Basis, Core, Identity
+from .factors import Factors, Link
+
+KINDS = ("projected", "dense", "core")
+GROUPS = ("attention", "ffn", "experts", "embedding", "head")
+# A write's Z, once the write itself has a factor of its own: it still makes its tap's target.
+TARGET = ".Z"
+
+
+def check_kinds(plan: Plan, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Check a mapping from group to kind, and complete it with `projected`.
+
+    Raises:
+        InputError: A group or kind has no such name, the plan has no such group, or `core` is asked of a vocabulary.
+    """
+    present = {role.group for role in plan.of_kind("read", "write")}
+    for group, kind in kinds.items():
+        if group not in GROUPS:
+            raise InputError(f"parameterization: got group `{group}`, expected one of {', '.join(GROUPS)}")
+        if kind not in KINDS:
+            raise InputError(f"parameterization.{group}: got `{kind}`, expected one of {', '.join(KINDS)}")
+        if group not in present and kind != "projected":
+            raise InputError(
+                f"parameterization.{group}: `{plan.teacher_config.model_type}` has no such matrices here "
+                f"(it has {', '.join(sorted(present))}); a tied head belongs to `embedding`"
+            )
+        if kind == "core" and group in ("embedding", "head"):
+            raise InputError(
+                f"parameterization.{group}: got `core`, expected projected or dense; a complete basis of the "
+                "vocabulary's width would be vocabulary x vocabulary"
+            )
+    return {group: kinds.get(group, "projected") for group in GROUPS if group in present}
+
+
+@torch.no_grad()
+def reparameterize(
+    factors: Factors, plan: Plan, teacher: Mapping[str, Tensor], current: dict[str, str], kinds: Mapping[str, str]
+) -> dict[str, str]:
+    """Move groups to new kinds in place; returns the kinds as they are then. The deployed weights stay what they are.
+
+    Args:
+        teacher: The teacher's parameters by name.
+        current: Kind of each group of the plan.
+
+    Raises:
+        InputError: As `check_kinds`, or a group would go back to `projected`.
+    """
+    wanted = {**current, **check_kinds(plan, {**current, **kinds})}
+    changed = {group for group in current if wanted[group] != current[group]}
+    for group in sorted(changed):
+        if wanted[group] == "projected":
+            raise InputError(
+                f"parameterization.{group}: `{current[group]}` can't go back to projected; it can reach more"
+            )
+    for role in plan.of_kind("read", "write", "bias"):
+        if role.group in changed:
+            _switch(factors, role, teacher[role.name], wanted[role.group])
+    factors.sort()
+    return wanted
+
+
+def _switch(factors: Factors, role: Role, weight: Tensor, kind: str) -> None:
+    own = next(link for link in factors.links if link.name == role.name)
+    value = own.basis.generate(factors[own.factor])
+    if own.factor == role.name and any(link.factor == role.name and link is not own for link in factors.links):
+        factors.rename(role.name, role.name + TARGET)
+    basis: Basis = Identity()
+    if kind == "core" and role.kind != "bias":
+        assert role.axis is not None
+        basis = Core(weight, role.axis, value.dtype)
+        value = basis.adjoint(value)  # orthonormal: the adjoint is the inverse
+    factors.replace(role.name, value, [Link(own.leaf, basis, role.name, role.name)])

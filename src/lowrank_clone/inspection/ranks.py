@@ -1,0 +1,115 @@
+"""Effective rank of the residual stream, layer by layer (RED, arXiv 2605.29327)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..plan.layers import Groups
+from ..plan.roles import Plan
+from .activations import forward, token_batches, wide_dtype
+
+
+@dataclass(frozen=True)
+class StreamRank:
+    """Effective ranks of the residual stream after `layer` layers (0: what the first layer is given)."""
+
+    layer: int
+    teacher: float
+    student: float
+
+
+@torch.no_grad()
+def stream_ranks(
+    teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, blocks: Sequence[Any]
+) -> tuple[StreamRank, ...]:
+    """Effective rank of the residual stream before the first layer and after each one, in both models.
+
+    A layer is a block that writes to the stream. Each rank is at most min(n - 1, d).
+    """
+    writes = [role.name for role in plan.of_kind("write")]
+    layers = [name for name in Groups(student).blocks if any(write.startswith(name + ".") for write in writes)]
+    theirs = _stream_ranks(teacher, layers, plan.teacher_width, blocks)
+    ours = _stream_ranks(student, layers, plan.student_width, blocks)
+    return tuple(StreamRank(i, *pair) for i, pair in enumerate(zip(theirs, ours, strict=True)))
+
+
+def effective_rank(rows: Tensor) -> float:
+    """RED's effective rank (arXiv 2605.29327) of `rows` [n, d]: each row minus the mean row, then at unit length.
+
+    exp(- sum_j l_j log l_j),   l the eigenvalues of 1/n sum_i c_i c_i^T,   c_i = (x_i - mean) / || x_i - mean ||
+    """
+    rows = rows.double()
+    return entropy_rank(torch.linalg.eigvalsh(_covariance(rows, rows.mean(0))))
+
+
+def entropy_rank(eigenvalues: Tensor) -> float:
+    """exp of the entropy of non-negative numbers divided by their sum; 0 if they are all 0."""
+    values = eigenvalues.clamp(min=0)
+    if not values.any():
+        return 0.0
+    return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+@contextmanager
+def _watch_stream(
+    model: nn.Module, layers: Sequence[str], width: int, see: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call `see(0, rows [n, d])` with what the first layer is given, and `see(i, rows)` with what layer i returns."""
+
+    def pick(values: Iterable[Any]) -> Tensor:
+        floats = (x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.shape[-1] == width)
+        return next(floats).reshape(-1, width)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(0, pick([*args, *kwargs.values()]))
+
+    def after(index: int) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: see(index, pick(output if isinstance(output, tuple) else (output,)))
+
+    with ExitStack() as hooks:
+        first = model.get_submodule(layers[0])
+        hooks.callback(first.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for index, name in enumerate(layers, start=1):
+            hooks.callback(model.get_submodule(name).register_forward_hook(after(index)).remove)
+        yield
+
+
+def _stream_ranks(model: PreTrainedModel, layers: Sequence[str], width: int, blocks: Sequence[Any]) -> list[float]:
+    """Two passes: the mean row of each place, then the covariance of its rows around it. Both in float64."""
+    # On CUDA they stay there; other accelerators have no float64.
+    home = model.device if model.device.type == "cuda" else torch.device("cpu")
+    sums = torch.zeros(len(layers) + 1, width, dtype=torch.float64, device=home)
+    counts = [0] * len(sums)
+
+    def add_mean(place: int, rows: Tensor) -> None:
+        sums[place] += rows.to(home).double().sum(0)
+        counts[place] += len(rows)
+
+    with _watch_stream(model, layers, width, add_mean):
+        for ids in token_batches(blocks, model.device):
+            forward(model, ids)
+    means = sums / torch.tensor(counts, dtype=torch.float64, device=home).clamp(min=1)[:, None]
+    squares = torch.zeros(len(sums), width, width, dtype=torch.float64, device=home)
+
+    def add_square(place: int, rows: Tensor) -> None:
+        squares[place] += _covariance(rows.to(wide_dtype(rows)), means[place].to(rows.device, wide_dtype(rows))).to(
+            home
+        )
+
+    with _watch_stream(model, layers, width, add_square):
+        for ids in token_batches(blocks, model.device):
+            forward(model, ids)
+    return [entropy_rank(torch.linalg.eigvalsh(square)) for square in squares]
+
+
+def _covariance(rows: Tensor, mean: Tensor) -> Tensor:
+    """Sum over rows [n, d] of c c^T, c the row minus `mean` at unit length; a row that is the mean adds nothing."""
+    centred = torch.nn.functional.normalize(rows - mean, dim=-1)
+    return centred.T @ centred

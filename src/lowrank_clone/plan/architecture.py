@@ -1,0 +1,140 @@
+"""What the installed `transformers` says about an architecture: configs, models on the meta device, parts of a model.
+
+Nothing here or anywhere else knows a family: it reads declarations that every model carries.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from ..errors import InputError
+from .equivalent import sibling
+from .layers import Groups
+
+
+def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the decoder language model that `config` describes: itself, or its nested text model's.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise InputError(f"teacher of type `{kind}` is an encoder-decoder; expected a decoder-only language model")
+    text = config.get_text_config(decoder=True)
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"teacher of type `{kind}` has no causal language model in the installed transformers")
+    if type(text) in MODEL_FOR_MASKED_LM_MAPPING and text.to_dict().get("is_decoder") is False:
+        raise InputError(f"teacher of type `{kind}` is an encoder; expected a decoder-only language model")
+    if _width_field(text) not in text.to_dict():
+        raise InputError(
+            f"teacher of type `{kind}` has no `hidden_size` in its config, so its residual width is unknown"
+        )
+    return text
+
+
+def student_config(
+    teacher: PretrainedConfig,
+    hidden_size: int,
+    overrides: Mapping[str, Any] | None = None,
+    explicit_head_dim: bool = True,
+) -> PretrainedConfig:
+    """The teacher's config at residual width `hidden_size`, with every head kept at its own width.
+
+    A family that has no `head_dim` of its own divides `hidden_size` by the heads, so the teacher's quotient is written
+    down; the few that mean something else by the field are planned without (`explicit_head_dim`).
+    """
+    fields = teacher.to_dict()
+    width = teacher.hidden_size
+    if type(hidden_size) is not int or hidden_size < 1:
+        raise InputError(f"student.hidden_size: got {hidden_size!r}, expected a positive integer")
+    if hidden_size >= width:
+        raise InputError(
+            f"student.hidden_size: got {hidden_size}, expected less than the teacher's {width}; "
+            "a clone is narrower than its teacher"
+        )
+    for key in overrides or {}:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise InputError(f"student.{key}: no such field in the config of `{teacher.model_type}`{hint}")
+    if explicit_head_dim and fields.get("head_dim") is None and fields.get("num_attention_heads"):
+        fields["head_dim"] = width // fields["num_attention_heads"]
+    fields.update(overrides or {})
+    fields[_width_field(teacher)] = hidden_size
+    for transient in ("quantization_config", "_name_or_path", "architectures"):
+        fields.pop(transient, None)
+    try:
+        # Through `from_dict`, so that what is planned is what a reader of the saved config.json will build.
+        return type(teacher).from_dict(dict(fields))
+    except Exception as error:  # each family's config refuses in its own way
+        same = sibling(type(teacher), fields)
+        if same is None:
+            raise _cannot_build(teacher.model_type, hidden_size, error) from error
+        return same
+
+
+def on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of this config with shapes and no memory."""
+    try:
+        with torch.device("meta"):
+            # Of a copy: `from_config` writes the implementations into what it is given.
+            return AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), attn_implementation="eager", experts_implementation="eager"
+            )
+    except Exception as error:  # and so does each family's model
+        raise _cannot_build(config.model_type, config.hidden_size, error) from error
+
+
+def _cannot_build(model_type: str, hidden_size: int, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(f"`{model_type}` can't be built with hidden_size={hidden_size}: {type(error).__name__}: {reason}")
+
+
+def _width_field(config: PretrainedConfig) -> str:
+    """The field that this config stores its residual width in (`n_embd` for some)."""
+    return str(config.attribute_map.get("hidden_size", "hidden_size"))
+
+
+def check_runs(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Run the student on the meta device: shapes can look right where an inner norm is sized by `hidden_size`.
+
+    What data decides, as the routing of experts, can't run there; so a failure that the teacher shares means nothing.
+    """
+    failure = _trial(student)
+    if failure and re.sub(r"\d+", "", failure) != re.sub(r"\d+", "", _trial(teacher)):
+        raise InputError(
+            f"`{student.config.model_type}` can't run at hidden_size={student.config.hidden_size} ({failure}); this "
+            "family sizes something of an inner width by `hidden_size`; it is not supported"
+        )
+
+
+def _trial(model: PreTrainedModel) -> str:
+    """How a forward pass without data fails, up to the last block of a new kind, or nothing."""
+    blocks = [model.get_submodule(name) for name in Groups(model).blocks]
+    kinds = [tuple((name, p.shape) for name, p in block.named_parameters()) for block in blocks]
+    repeated = next((i for i in range(len(kinds)) if not set(kinds[i:]) - set(kinds[:i])), len(kinds))
+    handles = [block.register_forward_pre_hook(_stop) for block in blocks[repeated : repeated + 1]]
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            ids = torch.zeros(1, 2, dtype=torch.long)
+            model(input_ids=ids, position_ids=ids, attention_mask=torch.zeros(1, 1, 2, 2), use_cache=False)
+    except Exception as error:
+        # What does not fit raises a plain RuntimeError; anything else is a matter of the meta device.
+        return " ".join(str(error).split()) if type(error) is RuntimeError else ""
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ""
+
+
+def _stop(*_: Any) -> None:
+    raise StopIteration

