@@ -46,7 +46,7 @@ from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.plan.roles import Plan
 from lowrank_clone.recipe.schema import TeacherConfig
 from lowrank_clone.run.demo import teacher_file, write_text
-from lowrank_clone.run.job import dtype
+from lowrank_clone.run.job import resolve_dtype
 from lowrank_clone.run.teachers import load_config, load_teacher, load_tokenizer
 from lowrank_clone.starts.calibrated import calibrated_start
 from lowrank_clone.starts.channels import channels_start
@@ -392,7 +392,7 @@ def train(options: argparse.Namespace) -> None:
     source = TeacherConfig(model=str(options.teacher or teacher_file()))
     text = prepare_text(options, source)
     device = torch.device(options.device)
-    teacher = load_teacher(source, dtype(options.dtype, device), device)
+    teacher = load_teacher(source, resolve_dtype(options.dtype, device), device)
     done = 0
     while (run := next(missing(options), None)) and (options.max_runs is None or done < options.max_runs):
         began = time.perf_counter()

@@ -16,7 +16,7 @@ from .execution.pair import Execution, Order
 from .factors.bases import Identity
 from .factors.factors import Link
 from .factors.parameterize import TARGET, check_kinds, reparameterize
-from .factors.student import Leaves, build_student, check_teacher, link
+from .factors.student import Leaves, build_student, check_teacher, link_factors
 from .objective.comparison import Comparison, TargetSquares
 from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
@@ -110,7 +110,7 @@ class CloneModel(nn.Module):
         if start == "random":
             start = random_start(self.plan, factor_std, seed)
         factors = None if isinstance(start, str) else start
-        self.factors = link(teacher, self.student, self.plan, factors, share_head=head_factor == "embedding")
+        self.factors = link_factors(teacher, self.student, self.plan, factors, share_head=head_factor == "embedding")
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if attn_out_tap == "teacher" and tap.group == "attention"]
         self._through = {tap.name: linear_of(teacher, tap) for tap in at_teacher}

@@ -9,7 +9,7 @@ from tiny import batch, tiny_model
 from torch import nn
 
 from lowrank_clone.errors import InputError
-from lowrank_clone.factors.bases import Basis, Core, Identity, Projected, factor_dtype
+from lowrank_clone.factors.bases import Core, Identity, LinearMap, Projected, factor_dtype
 from lowrank_clone.factors.factors import Factors, Link
 from lowrank_clone.model import CloneModel
 
@@ -40,7 +40,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_generate_is_linear_and_adjoint_is_its_transpose(case: str) -> None:
     make, weight, factor, leaf = CASES[case]
-    basis: Basis = make(torch.randn(weight, dtype=torch.float64))
+    basis: LinearMap = make(torch.randn(weight, dtype=torch.float64))
     x, y = torch.randn(factor, dtype=torch.float64), torch.randn(factor, dtype=torch.float64)
     g = torch.randn(leaf, dtype=torch.float64)
     assert basis.generate(x).shape == leaf and basis.adjoint(g).shape == factor

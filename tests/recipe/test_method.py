@@ -10,7 +10,7 @@ from tiny import batch, tiny_config, tiny_model
 
 from lowrank_clone import CloneArguments, CloneModel, CloneTrainer, InputError, make_plan
 from lowrank_clone.recipe.method import calibration_batches, check_method, choose_taps, clone_settings
-from lowrank_clone.recipe.schedule import MethodSchedule, at, kinds_at
+from lowrank_clone.recipe.schedule import MethodSchedule, kinds_at, value_at_step
 from lowrank_clone.recipe.schema import MethodConfig, Ramp, Switch, TapsConfig
 from lowrank_clone.training.checkpoint import load_clone
 
@@ -65,8 +65,8 @@ def test_pca_with_a_tied_head_is_refused() -> None:
 
 
 def test_ramp_is_linear_over_the_steps() -> None:
-    assert [at(Ramp(start=40.0, end=0.0), step, 5) for step in range(5)] == [40.0, 30.0, 20.0, 10.0, 0.0]
-    assert at(7.0, 3, 5) == 7.0
+    assert [value_at_step(Ramp(start=40.0, end=0.0), step, 5) for step in range(5)] == [40.0, 30.0, 20.0, 10.0, 0.0]
+    assert value_at_step(7.0, 3, 5) == 7.0
 
 
 def test_switches_by_step() -> None:

@@ -14,7 +14,7 @@ from lowrank_clone.factors.bases import Projected
 from lowrank_clone.model import CloneModel
 from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.plan.roles import Plan
-from lowrank_clone.starts.blockwise import Replay, Spool
+from lowrank_clone.starts.blockwise import BlockRunner, Spool
 from lowrank_clone.starts.calibrated import calibrated_start
 from lowrank_clone.starts.norms import find_norms
 from lowrank_clone.starts.random import random_start
@@ -158,7 +158,7 @@ def test_pca_with_a_tied_head_is_refused() -> None:
 
 def test_replay_agrees_with_a_whole_pass() -> None:
     model, ids = tiny_model("gemma2"), batch()
-    replay = Replay(model, ids)
+    replay = BlockRunner(model, ids)
     with torch.no_grad():
         stream = replay.start(ids)
         for index in range(len(replay.blocks)):
@@ -172,7 +172,7 @@ def test_replay_agrees_with_a_whole_pass() -> None:
 
 def test_replay_restores_a_block_that_fails() -> None:
     model, ids = tiny_model("llama"), batch()
-    replay = Replay(model, ids)
+    replay = BlockRunner(model, ids)
     stream = replay.start(ids)
     with pytest.raises(RuntimeError):
         replay.block(1, ids, stream[..., :-1])
@@ -184,7 +184,7 @@ def test_blocks_that_are_no_chain_are_refused() -> None:
     blocks = model.model.layers
     blocks[1].register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
     with pytest.raises(InputError, match="can't be run one at a time"):
-        Replay(model, ids)
+        BlockRunner(model, ids)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..objective.taps import Observer, observe, tap_output
 from ..plan.roles import TapSpec
 
-Seen = tuple[tuple[int, Any, Any], ...]
+Recorded = tuple[tuple[int, Any, Any], ...]
 
 
 class CompiledBlocks:
@@ -61,10 +61,10 @@ class CompiledBlocks:
         finally:
             self._observer = None
 
-    def _recording_call(self) -> Callable[..., tuple[Any, Seen]]:
+    def _recording_call(self) -> Callable[..., tuple[Any, Recorded]]:
         recorded = self._recorded
 
-        def call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Seen]:
+        def call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Recorded]:
             recorded.clear()
             output = type(block).forward(block, *args, **kwargs)
             seen = tuple(recorded)
@@ -110,7 +110,7 @@ class CompiledBlocks:
 
         return call
 
-    def _report(self, taps: list[TapSpec], seen: Seen) -> None:
+    def _report(self, taps: list[TapSpec], seen: Recorded) -> None:
         for index, given, output in seen:
             tap = taps[index]
             if self._observer is not None and tap.name in self._wanted:

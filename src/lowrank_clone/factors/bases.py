@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Basis(ABC):
+class LinearMap(ABC):
     """A frozen linear map from a factor to a deployed tensor."""
 
     @abstractmethod
@@ -26,7 +26,7 @@ class Basis(ABC):
         leaf.copy_(self.generate(factor))
 
 
-class Identity(Basis):
+class Identity(LinearMap):
     """`W = Z`: the deployed tensor itself is trained."""
 
     def generate(self, factor: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Identity(Basis):
         return grad
 
 
-class Projected(Basis):
+class Projected(LinearMap):
     """`W = B x_axis Z`: the residual axis of the teacher's tensor, contracted with `Z: [d_T, d_S]`.
 
     `axis` counts from the end. A read [out, d_T] gives `B Z`, a write [d_T, in] gives `Z^T B`, a write's bias [d_T]
@@ -65,7 +65,7 @@ class Projected(Basis):
         return rows.reshape(-1, rows.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
 
 
-class Core(Basis):
+class Core(LinearMap):
     """`W = [T U] Z`: `T` an orthonormal basis of the column space of the teacher's tensor, `U` of its complement.
 
     Z has the shape of W; along the inner axis its first entries are coefficients of T, which the projected weight has

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..plan.roles import Plan, Role
-from .bases import Basis, Core, Identity
+from .bases import Core, Identity, LinearMap
 from .factors import Factors, Link
 
 KINDS = ("projected", "dense", "core")
@@ -79,7 +79,7 @@ def _switch(factors: Factors, role: Role, weight: Tensor, kind: str) -> None:
     value = own.basis.generate(factors[own.factor])
     if own.factor == role.name and any(link.factor == role.name and link is not own for link in factors.links):
         factors.rename(role.name, role.name + TARGET)
-    basis: Basis = Identity()
+    basis: LinearMap = Identity()
     if kind == "core" and role.kind != "bias":
         assert role.axis is not None
         basis = Core(weight, role.axis, value.dtype)

@@ -56,7 +56,7 @@ def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype, inhe
     return student
 
 
-def link(
+def link_factors(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
     plan: Plan,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from ..errors import InputError
-from .equivalent import sibling
+from .equivalent import equivalent_config
 from .layers import Groups
 
 
@@ -76,7 +76,7 @@ def student_config(
         # Through `from_dict`, so that what is planned is what a reader of the saved config.json will build.
         return type(teacher).from_dict(dict(fields))
     except Exception as error:  # each family's config refuses in its own way
-        same = sibling(type(teacher), fields)
+        same = equivalent_config(type(teacher), fields)
         if same is None:
             raise _cannot_build(teacher.model_type, hidden_size, error) from error
         return same

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import InputError
 from .architecture import check_runs, decoder_config, on_meta, student_config
 from .layers import Groups
-from .roles import Kind, Plan, Role, TapSpec
+from .roles import Plan, Role, RoleKind, TapSpec
 
 
 def check_counterparts(
@@ -176,7 +176,7 @@ def _classify_module(
                     "channel, which no projection of channels commutes with; this family is not supported"
                 )
             inner = teacher_shape[-3 - axis]
-            kind: Kind = "read" if axis == reads_at else "write"
+            kind: RoleKind = "read" if axis == reads_at else "write"
             roles.append(Role(name, kind, group, *common, inner=inner, factor=name, layer=layer))
     return roles
 

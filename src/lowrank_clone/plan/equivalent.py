@@ -25,7 +25,7 @@ _SMALL = {"num_hidden_layers": 2, "vocab_size": 64, "intermediate_size": 8, "lay
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def sibling(config_class: type[PretrainedConfig], fields: Mapping[str, Any]) -> PretrainedConfig | None:
+def equivalent_config(config_class: type[PretrainedConfig], fields: Mapping[str, Any]) -> PretrainedConfig | None:
     """The config of a type that is `config_class` in all but name and takes these fields, or None.
 
     Args:

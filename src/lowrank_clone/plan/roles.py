@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 Group = Literal["embedding", "head", "attention", "ffn", "experts", "vector", "inherited"]
 
-Kind = Literal["read", "write", "bias", "vector", "inherited"]
+RoleKind = Literal["read", "write", "bias", "vector", "inherited"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Role:
     """What one parameter of the student is. `axis` (negative) is the residual width's, `inner` the other width."""
 
     name: str
-    kind: Kind
+    kind: RoleKind
     group: Group
     module: str
     teacher_shape: tuple[int, ...]
@@ -65,7 +65,7 @@ class Plan:
         """`d_S`."""
         return int(self.student_config.hidden_size)
 
-    def of_kind(self, *kinds: Kind) -> list[Role]:
+    def of_kind(self, *kinds: RoleKind) -> list[Role]:
         """The roles of these kinds, in the student's order."""
         return [role for role in self.roles.values() if role.kind in kinds]
 

@@ -10,7 +10,7 @@ import torch
 from ..errors import InputError
 from ..factors.parameterize import check_kinds
 from ..plan.roles import Plan, TapSpec
-from .schedule import at, choices_by_group, kinds_at
+from .schedule import choices_by_group, kinds_at, value_at_step
 from .schema import MethodConfig, Switch
 
 # The papers' names of a dense block's taps (LRC, arXiv 2505.12781, section 3.2) and the modules that bear them.
@@ -41,7 +41,7 @@ def check_method(plan: Plan, method: MethodConfig, max_steps: int | None = None)
             f"method.baseline: `{method.baseline}` sets the start and the parameterization itself; remove "
             "method.parameterization and method.start_from"
         )
-    if at(method.temperature, 0, 1) <= 0 or at(method.temperature, 1, 1) <= 0:
+    if value_at_step(method.temperature, 0, 1) <= 0 or value_at_step(method.temperature, 1, 1) <= 0:
         raise InputError("method.temperature: expected a start and an end above 0")
     tied = plan.student_config.tie_word_embeddings or method.head_factor == "embedding"
     if method.init == "calibrated" and method.calibration.basis == "pca" and tied:
@@ -54,9 +54,9 @@ def check_method(plan: Plan, method: MethodConfig, max_steps: int | None = None)
 def clone_settings(plan: Plan, method: MethodConfig) -> dict[str, Any]:
     """Keyword arguments of `CloneModel` but for its start."""
     settings: dict[str, Any] = {
-        "temperature": at(method.temperature, 0, 1),
+        "temperature": value_at_step(method.temperature, 0, 1),
         "lm_weight": method.lm_weight,
-        "kl_weight": at(method.kl_weight, 0, 1),
+        "kl_weight": value_at_step(method.kl_weight, 0, 1),
         "clone_weight": method.clone_weight,
         "clone_normalization": method.clone_normalization,
         "attn_out_tap": method.attn_out_tap,

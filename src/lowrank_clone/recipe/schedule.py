@@ -27,7 +27,7 @@ def choices_by_group(method: MethodConfig) -> Mapping[str, Any]:
     return {} if isinstance(method.parameterization, str) else method.parameterization
 
 
-def at(value: float | Ramp, step: int, steps: int) -> float:
+def value_at_step(value: float | Ramp, step: int, steps: int) -> float:
     """A setting at one of `steps` optimiser steps: itself, or linearly between its ends."""
     if isinstance(value, Ramp):
         return value.start + (value.end - value.start) * min(step / max(steps - 1, 1), 1.0)
@@ -42,9 +42,9 @@ class MethodSchedule(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         clone = kwargs["model"]
-        clone.temperature = at(self.method.temperature, state.global_step, state.max_steps)
+        clone.temperature = value_at_step(self.method.temperature, state.global_step, state.max_steps)
         if self.method.baseline != "scratch":
-            clone.kl_weight = at(self.method.kl_weight, state.global_step, state.max_steps)
+            clone.kl_weight = value_at_step(self.method.kl_weight, state.global_step, state.max_steps)
         kinds = kinds_at(self.method, state.global_step)
         changed = {group: kind for group, kind in kinds.items() if clone.kinds[group] != kind}
         if changed:

@@ -30,7 +30,7 @@ from ..training.checkpoint import load_clone
 from ..training.metrics import MetricsFile, read_metrics
 from ..training.trainer import CloneTrainer
 from .export import CardFacts, export_student, teacher_license
-from .job import Job, dtype, max_length
+from .job import Job, max_length, resolve_dtype
 from .teachers import load_teacher
 
 OURS = (
@@ -66,12 +66,12 @@ def make_clone(job: Job, blocks: Blocks | None) -> CloneModel:
     `blocks` are what the start is computed from; None for a job that resumes, whose factors are loaded afterwards.
     """
     recipe, device = job.recipe, job.arguments.device
-    teacher = load_teacher(recipe.teacher, dtype(recipe.teacher.dtype, device), device)
+    teacher = load_teacher(recipe.teacher, resolve_dtype(recipe.teacher.dtype, device), device)
     clone = CloneModel(
         teacher,
         recipe.student.hidden_size,
         student=recipe.student.overrides,
-        dtype=dtype(recipe.student.dtype, device),
+        dtype=resolve_dtype(recipe.student.dtype, device),
         start=make_start(job, teacher, blocks),
         seed=job.arguments.seed,
         **clone_settings(job.plan, recipe.method),

@@ -85,7 +85,7 @@ def max_length(config: PretrainedConfig) -> int | None:
     return int(limit) if limit is not None else None
 
 
-def dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype that a recipe names; `auto` is bfloat16 where the device multiplies it natively, else float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -53,7 +53,7 @@ class Call:
 
 
 @dataclass
-class Seen:
+class BlockTrace:
     """What one replayed block showed: the calls of the watched modules, and its output unless it was left before."""
 
     calls: dict[str, Call] = field(default_factory=dict)
@@ -66,11 +66,11 @@ class Seen:
         return tensor
 
 
-class _Seen(Exception):
+class _Stop(Exception):
     """Leaves a forward pass."""
 
 
-class Replay:
+class BlockRunner:
     """The blocks of one model, run one at a time.
 
     Args:
@@ -93,20 +93,20 @@ class Replay:
 
     def block(
         self, index: int, ids: Tensor, stream: Tensor, watch: Iterable[str] = (), stop: str | None = None
-    ) -> Seen:
+    ) -> BlockTrace:
         """Run one block on its input `stream`.
 
         Args:
             watch: Modules (full names) whose calls are wanted; of those that run several times, the last.
             stop: A module on entry to which the pass is left; its call has no output then.
         """
-        seen = Seen()
+        seen = BlockTrace()
 
         def enter(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 seen.calls[name] = Call(args, kwargs)
                 if name == stop:
-                    raise _Seen
+                    raise _Stop
 
             return hook
 
@@ -118,7 +118,7 @@ class Replay:
 
         def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             seen.out = Call(args, kwargs, output).y
-            raise _Seen
+            raise _Stop
 
         with ExitStack() as hooks:
             for name in dict.fromkeys([*watch, *([] if stop is None else [stop])]):
@@ -216,7 +216,7 @@ def _on_entry(model: PreTrainedModel, module: nn.Module, ids: Tensor) -> Call:
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caught.append(Call(args, kwargs))
-        raise _Seen
+        raise _Stop
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -227,7 +227,7 @@ def _on_entry(model: PreTrainedModel, module: nn.Module, ids: Tensor) -> Call:
 
 
 def _run(model: PreTrainedModel, ids: Tensor) -> None:
-    with suppress(_Seen):
+    with suppress(_Stop):
         model(input_ids=ids, use_cache=False)
 
 

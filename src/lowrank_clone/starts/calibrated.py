@@ -38,12 +38,12 @@ from ..objective.evaluate import evaluating
 from ..objective.head import read_head
 from ..plan.layers import block_names
 from ..plan.roles import Plan
-from .blockwise import Call, Replay, Spool
+from .blockwise import BlockRunner, Call, Spool
 from .norms import Norm, find_norms, outer_norms, unit
 from .regression import Diagonal, Ridge, tied_gains
 from .segments import Segment, Write, segments
-from .stream_basis import Basis, stream_statistics
-from .trial_student import Draft, snap
+from .stream_basis import StreamBasis, stream_statistics
+from .trial_student import TrialStudent, round_to_one
 
 
 def calibrated_start(
@@ -51,7 +51,7 @@ def calibrated_start(
     plan: Plan,
     batches: Sequence[Tensor],
     *,
-    basis: Basis = "reads",
+    basis: StreamBasis = "reads",
     share_head: bool = False,
     progress: bool = True,
 ) -> dict[str, Tensor]:
@@ -82,8 +82,8 @@ def calibrated_start(
 
 
 def _check(plan: Plan, batches: Sequence[Tensor], basis: str, share_head: bool) -> None:
-    if basis not in get_args(Basis):
-        raise InputError(f"basis: got {basis!r}, expected one of {', '.join(get_args(Basis))}")
+    if basis not in get_args(StreamBasis):
+        raise InputError(f"basis: got {basis!r}, expected one of {', '.join(get_args(StreamBasis))}")
     if basis == "pca" and (share_head or plan.student_config.tie_word_embeddings):
         raise InputError(
             "basis: `pca` does not go with a tied head: its gain between the stream and the head is not diagonal in "
@@ -110,7 +110,7 @@ def calibrate(
     teacher: PreTrainedModel,
     plan: Plan,
     batches: Sequence[Tensor],
-    basis: Basis,
+    basis: StreamBasis,
     share_head: bool,
     step: Callable[[], None],
 ) -> dict[str, Tensor]:
@@ -125,65 +125,65 @@ def calibrate(
         sweep.fit_block(index)
         step()
     sweep.fit_head()
-    return sweep.draft.start()
+    return sweep.trial.start()
 
 
 class _Sweep:
     """One calibration: both models, their streams of all batches, and the encoder `M`."""
 
     def __init__(self, teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], share_head: bool) -> None:
-        self.batches, self.plan, self.draft = batches, plan, Draft(teacher, plan, share_head)
-        student, sample = self.draft.student, batches[0][:1]
-        self.teacher, self.student = Replay(teacher, sample), Replay(student, sample)
+        self.batches, self.plan, self.trial = batches, plan, TrialStudent(teacher, plan, share_head)
+        student, sample = self.trial.student, batches[0][:1]
+        self.teacher, self.student = BlockRunner(teacher, sample), BlockRunner(student, sample)
         norms = find_norms(student, plan, sample)
         self.first_norm, self.last_norm = outer_norms(norms, self.student.names)
         self.wiring = _wiring(self.student, sample, plan, norms)
         for norm in norms.values():
-            self.draft.set_norm(norm, 1.0, 0.0)
+            self.trial.set_norm(norm, 1.0, 0.0)
         self._open_intercepts()
-        self.wide, self.narrow = Spool(teacher.device), Spool(teacher.device)
+        self.teacher_streams, self.student_streams = Spool(teacher.device), Spool(teacher.device)
         self.encoder = torch.empty(0)
 
     def _open_intercepts(self) -> None:
         """Bias 1 for each LayerNorm that is read from."""
         norms = [group.norm for block in self.wiring for segment in block for group in segment.reads]
-        for norm in norms + ([] if self.draft.tied else [self.last_norm]):
+        for norm in norms + ([] if self.trial.tied else [self.last_norm]):
             if norm and norm.centers:
-                self.draft.set_norm(norm, bias=1.0)
+                self.trial.set_norm(norm, bias=1.0)
 
-    def encode(self, basis: Basis, step: Callable[[], None]) -> None:
+    def encode(self, basis: StreamBasis, step: Callable[[], None]) -> None:
         """Steps 1 and 2: `M`, every factor at it, and the embedding's factor."""
-        self._start_wide()
+        self._start_teacher_streams()
         statistics = stream_statistics(
             self.teacher,
             self.plan,
             self.wiring,
-            self.draft.teacher_gain,
+            self.trial.teacher_gain,
             self.last_norm,
             self.batches,
-            self.wide,
+            self.teacher_streams,
             step,
         )
         centered = self.last_norm is not None and self.last_norm.centers
-        m = statistics.encoder(basis, self.plan.student_width, centered).to(self.draft.student.device)
+        m = statistics.encoder(basis, self.plan.student_width, centered).to(self.trial.student.device)
         self.encoder = m
-        self.draft.set_all(m)
-        if self.draft.tied and basis != "channels":
-            self.draft.set(self.draft.embedding, self._decoder())
+        self.trial.set_all(m)
+        if self.trial.tied and basis != "channels":
+            self.trial.set(self.trial.embedding, self._decoder())
 
     def start(self) -> None:
         """Both models at the first block, the student's embedding on the scale of the encoded stream."""
-        self._start_wide()
-        z = self.draft.factors[self.draft.embedding]
+        self._start_teacher_streams()
+        z = self.trial.factors[self.trial.embedding]
         moments = Diagonal()
         for i, ids in enumerate(self.batches):
-            moments.add(self.student.start(ids), self.wide[i].float() @ z)
+            moments.add(self.student.start(ids), self.teacher_streams[i].float() @ z)
         if self.first_norm:
-            self.draft.set_norm(self.first_norm, *moments.solve(self.first_norm.bias is not None))
+            self.trial.set_norm(self.first_norm, *moments.solve(self.first_norm.bias is not None))
         else:
-            self.draft.set(self.draft.embedding, z * snap(moments.ratio()))
+            self.trial.set(self.trial.embedding, z * round_to_one(moments.ratio()))
         for i, ids in enumerate(self.batches):
-            self.narrow[i] = self.student.start(ids)
+            self.student_streams[i] = self.student.start(ids)
 
     def fit_block(self, index: int) -> None:
         """Step 3 for one block, and on to the next."""
@@ -191,13 +191,13 @@ class _Sweep:
         for segment in self.wiring[index]:
             z = self.encoder
             for group in segment.reads:
-                z = z if group.probe is None else self._fit_reads(index, group.probe, group.norm)
+                z = z if group.input_of is None else self._fit_reads(index, group.input_of, group.norm)
                 for name in group.names:
-                    self.draft.set(name, z)
+                    self.trial.set(name, z)
             self._fit_writes(index, segment, before)
             before = segment.end
         for i, ids in enumerate(self.batches):
-            for replay, streams in ((self.teacher, self.wide), (self.student, self.narrow)):
+            for replay, streams in ((self.teacher, self.teacher_streams), (self.student, self.student_streams)):
                 streams[i] = replay.block(index, ids, streams[i]).at(None)
 
     def fit_head(self) -> None:
@@ -205,57 +205,62 @@ class _Sweep:
         scale = read_head(self.teacher.model).scale / read_head(self.student.model).scale
         moments = Ridge()
         for i, ids in enumerate(self.batches):
-            moments.add(self.student.head(ids, self.narrow[i]), self.teacher.head(ids, self.wide[i]).float() * scale)
+            moments.add(
+                self.student.head(ids, self.student_streams[i]),
+                self.teacher.head(ids, self.teacher_streams[i]).float() * scale,
+            )
         norm = self.last_norm
-        if not self.draft.tied:
-            self.draft.set(self.draft.head, moments.solve(HEAD_RIDGE).mT)
+        if not self.trial.tied:
+            self.trial.set(self.trial.head, moments.solve(HEAD_RIDGE).mT)
         elif norm is not None and norm.weight is not None:
             weight = self.teacher.model.get_output_embeddings().weight.detach().float()
-            z, with_bias = self.draft.factors[self.draft.head], norm.bias is not None
-            self.draft.set_norm(norm, *tied_gains(moments, z, weight, with_bias, HEAD_RIDGE))
+            z, with_bias = self.trial.factors[self.trial.head], norm.bias is not None
+            self.trial.set_norm(norm, *tied_gains(moments, z, weight, with_bias, HEAD_RIDGE))
 
-    def _start_wide(self) -> None:
+    def _start_teacher_streams(self) -> None:
         for i, ids in enumerate(self.batches):
-            self.wide[i] = self.teacher.start(ids)
+            self.teacher_streams[i] = self.teacher.start(ids)
 
     def _decoder(self) -> Tensor:
         """The decoder [d_T, d_S] of the head's input from the encoded stream, on the scale of `M`."""
         moments, m = Ridge(), self.encoder
         for i, ids in enumerate(self.batches):
-            stream = self.wide[i]
+            stream = self.teacher_streams[i]
             encoded = stream.float() @ m
             unit_length = self.last_norm.unit(encoded) if self.last_norm else unit(encoded)
             moments.add(unit_length, self.teacher.head(ids, stream))
         d = moments.solve(HEAD_RIDGE).mT.to(m)
         return d * ((d * m).sum() / d.square().sum())
 
-    def _fit_reads(self, index: int, probe: str, norm: Norm | None) -> Tensor:
+    def _fit_reads(self, index: int, input_of: str, norm: Norm | None) -> Tensor:
         moments = Ridge()
         for i, ids in enumerate(self.batches):
-            x = self.student.block(index, ids, self.narrow[i], stop=probe).at(probe)
-            y = self.teacher.block(index, ids, self.wide[i], stop=probe).at(probe)
+            x = self.student.block(index, ids, self.student_streams[i], stop=input_of).at(input_of)
+            y = self.teacher.block(index, ids, self.teacher_streams[i], stop=input_of).at(input_of)
             moments.add(x, y, None if norm else _inverse_rms(y))
         return moments.solve(READ_RIDGE).mT
 
     def _fit_writes(self, index: int, segment: Segment, before: str | None) -> None:
         for write in segment.writes:
             if write.post:
-                self.draft.set(write.name, self.draft.teacher_gain(write.post)[:, None] * self.encoder)
+                self.trial.set(write.name, self.trial.teacher_gain(write.post)[:, None] * self.encoder)
                 self._fit_post(index, write)
         if segment.scales is None or min(map(abs, segment.scales)) < 1e-6:
             return
-        if any(not write.raw and len(self.plan.roles[write.name].teacher_shape) != 2 for write in segment.writes):
+        if any(
+            not write.also_reads and len(self.plan.roles[write.name].teacher_shape) != 2 for write in segment.writes
+        ):
             return
         prior = torch.cat([self._prior(write) for write in segment.writes])
         moments = Ridge()
         for i, ids in enumerate(self.batches):
             watch = [write.module for write in segment.writes] + ([before] if before else [])
-            ours = self.student.block(index, ids, self.narrow[i], watch, segment.end)
-            theirs = self.teacher.block(index, ids, self.wide[i], stop=segment.end).at(segment.end)
-            last = ours.at(before) if before else self.narrow[i]
+            ours = self.student.block(index, ids, self.student_streams[i], watch, segment.end)
+            theirs = self.teacher.block(index, ids, self.teacher_streams[i], stop=segment.end).at(segment.end)
+            last = ours.at(before) if before else self.student_streams[i]
             x = torch.cat(
                 [
-                    scale * self._wide_output(write, ours.calls[write.module])
+                    scale * self._teacher_width_output(write, ours.calls[write.module])
                     for scale, write in zip(segment.scales, segment.writes, strict=True)
                 ],
                 1,
@@ -264,35 +269,35 @@ class _Sweep:
             moments.add(x, target - x @ prior, _inverse_rms(theirs))
         z = moments.solve(WRITE_RIDGE).to(prior) + prior
         for write, part in zip(segment.writes, z.split(self.plan.teacher_width), strict=True):
-            self.draft.set(write.name, part)
+            self.trial.set(write.name, part)
             if write.post:
                 self._fit_post(index, write)
 
     def _prior(self, write: Write) -> Tensor:
-        """What a write's factor is pulled towards, for the output that `_wide_output` gives."""
-        z = self.draft.factors[write.name]
+        """What a write's factor is pulled towards, for the output that `_teacher_width_output` gives."""
+        z = self.trial.factors[write.name]
         if write.post is None or write.post.weight is None:
             return z
-        gains = self.draft.student.get_parameter(write.post.weight) + write.post.offset
+        gains = self.trial.student.get_parameter(write.post.weight) + write.post.offset
         return z * gains
 
-    def _wide_output(self, write: Write, call: Call) -> Tensor:
+    def _teacher_width_output(self, write: Write, call: Call) -> Tensor:
         """What the teacher's write gives for the student's inner activation: [n, d_T] float32.
 
         A norm behind it divides by the student's own root mean square.
         """
         role = self.plan.roles[write.name]
-        weight = self.draft.basis[write.name]
-        if write.raw:
+        weight = self.trial.basis[write.name]
+        if write.also_reads:
             module = self.teacher.model.get_submodule(write.module)
-            z = self.draft.factors[next(n for n in self._reads_of(write))]
+            z = self.trial.factors[next(n for n in self._reads_of(write))]
             out = call.decoded(z, weight.dtype).run(module).y.float().flatten(0, -2)
         else:
             assert role.axis is not None
             out = call.x.flatten(0, -2) @ weight.movedim(role.axis, -1).float()
             for bias in self.plan.of_kind("bias"):
                 if bias.factor == write.name:
-                    out = out + self.draft.basis[bias.name].float()
+                    out = out + self.trial.basis[bias.name].float()
         return out if write.post is None else out * _inverse_rms(call.y)
 
     def _reads_of(self, write: Write) -> list[str]:
@@ -301,16 +306,16 @@ class _Sweep:
     def _fit_post(self, index: int, write: Write) -> None:
         """Gains of the norm behind a write: what it gives at gain 1, against the teacher's encoded."""
         assert write.post is not None
-        self.draft.set_norm(write.post, 1.0, 0.0)
+        self.trial.set_norm(write.post, 1.0, 0.0)
         moments, module = Diagonal(), write.post.module
         for i, ids in enumerate(self.batches):
-            x = self.student.block(index, ids, self.narrow[i], [module]).calls[module].y
-            y = self.teacher.block(index, ids, self.wide[i], [module]).calls[module].y
+            x = self.student.block(index, ids, self.student_streams[i], [module]).calls[module].y
+            y = self.teacher.block(index, ids, self.teacher_streams[i], [module]).calls[module].y
             moments.add(x, y.float() @ self.encoder)
-        self.draft.set_norm(write.post, *moments.solve(write.post.bias is not None))
+        self.trial.set_norm(write.post, *moments.solve(write.post.bias is not None))
 
 
-def _wiring(student: Replay, ids: Tensor, plan: Plan, norms: Mapping[str, Norm]) -> list[list[Segment]]:
+def _wiring(student: BlockRunner, ids: Tensor, plan: Plan, norms: Mapping[str, Norm]) -> list[list[Segment]]:
     wiring, stream = [], student.start(ids)
     for index in range(len(student.blocks)):
         wiring.append(segments(student, index, ids, stream, plan, norms))

@@ -29,8 +29,8 @@ from ..plan.layers import block_names
 from ..plan.roles import Plan
 from .blockwise import Call, first_stream
 from .norms import Norm, find_norms, outer_norms
-from .regression import wide
-from .trial_student import Draft, one_hot, snap
+from .regression import to_float64
+from .trial_student import TrialStudent, one_hot, round_to_one
 
 
 def channels_start(
@@ -65,7 +65,7 @@ def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: 
     squares: list[Tensor | float] = [0.0] * (len(blocks) + 1)
 
     def see(point: int, stream: Tensor) -> None:
-        squares[point] = squares[point] + wide(stream.float().abs().mean(1)).square().sum(0)  # [d_T]
+        squares[point] = squares[point] + to_float64(stream.float().abs().mean(1)).square().sum(0)  # [d_T]
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(0, Call(args, kwargs).x)
@@ -87,31 +87,31 @@ def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: 
 @torch.no_grad()
 def select(teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], share_head: bool) -> dict[str, Tensor]:
     """The start as a whole, on checked input: factors and vectors by the student's parameter name."""
-    draft, sample = Draft(teacher, plan, share_head), batches[0][:1]
+    trial, sample = TrialStudent(teacher, plan, share_head), batches[0][:1]
     kept = select_channels(teacher, batches, plan.student_width).to(teacher.device)
-    draft.set_all(one_hot(kept, plan.teacher_width))
-    norms = find_norms(draft.student, plan, sample)
+    trial.set_all(one_hot(kept, plan.teacher_width))
+    norms = find_norms(trial.student, plan, sample)
     for role in plan.of_kind("vector"):
-        draft.set_vector(role.name, draft.basis[role.name][kept])
+        trial.set_vector(role.name, trial.basis[role.name][kept])
     scale = (plan.teacher_width / plan.student_width) ** 0.5
-    gains = {norm.module: draft.teacher_gain(norm)[kept] * scale for norm in norms.values()}
-    _match_constants(teacher, draft, norms, gains, sample)
+    gains = {norm.module: trial.teacher_gain(norm)[kept] * scale for norm in norms.values()}
+    _match_constants(teacher, trial, norms, gains, sample)
     for norm in norms.values():
-        draft.set_norm(norm, gains[norm.module])
-    return draft.start()
+        trial.set_norm(norm, gains[norm.module])
+    return trial.start()
 
 
 def _match_constants(
-    teacher: PreTrainedModel, draft: Draft, norms: Mapping[str, Norm], gains: dict[str, Tensor], ids: Tensor
+    teacher: PreTrainedModel, trial: TrialStudent, norms: Mapping[str, Norm], gains: dict[str, Tensor], ids: Tensor
 ) -> None:
     """Let the embedding and the last norm make up for constants that a family derives from the width, if any."""
-    z = draft.factors[draft.embedding]
+    z = trial.factors[trial.embedding]
     ratio = 1.0
     first, last = outer_norms(norms, block_names(teacher))
     if first is None:
-        ours, theirs = first_stream(draft.student, ids), first_stream(teacher, ids).float() @ z
-        ratio = snap(float((ours * theirs).sum() / ours.square().sum().clamp_min(1e-30)))
-        draft.set(draft.embedding, z * ratio)
+        ours, theirs = first_stream(trial.student, ids), first_stream(teacher, ids).float() @ z
+        ratio = round_to_one(float((ours * theirs).sum() / ours.square().sum().clamp_min(1e-30)))
+        trial.set(trial.embedding, z * ratio)
     if last is not None:
-        scale = read_head(teacher).scale / read_head(draft.student).scale
-        gains[last.module] = gains[last.module] * (scale / ratio if draft.tied else scale)
+        scale = read_head(teacher).scale / read_head(trial.student).scale
+        gains[last.module] = gains[last.module] * (scale / ratio if trial.tied else scale)

@@ -23,7 +23,7 @@ class Ridge:
         x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()
         one = x.new_ones(len(x), 1) if weight is None else weight
         x, y = x * one, y * one
-        sums = [wide(v) for v in (x.mT @ x, x.mT @ y, (one * x).sum(0), (one * y).sum(0), one.square().sum())]
+        sums = [to_float64(v) for v in (x.mT @ x, x.mT @ y, (one * x).sum(0), (one * y).sum(0), one.square().sum())]
         if self._empty:
             self.xx, self.xy, self.sx, self.sy, self.count = sums
             self._empty = False
@@ -44,7 +44,7 @@ class Diagonal:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()
-        sums = wide(torch.stack([v.sum(0) for v in (x * x, x * y, x, y, torch.ones_like(x))]))
+        sums = to_float64(torch.stack([v.sum(0) for v in (x * x, x * y, x, y, torch.ones_like(x))]))
         self._sums = sums if self._sums is None else self._sums + sums
 
     def solve(self, with_bias: bool) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def tied_gains(moments: Ridge, z: Tensor, weight: Tensor, with_bias: bool, lam: 
     Args:
         moments: Of `u` and `y`. z: The tied factor [d_T, d_S]. weight: The teacher's head `E` [V, d_T].
     """
-    gram, z = wide(weight.mT @ weight), wide(z)
+    gram, z = to_float64(weight.mT @ weight), to_float64(z)
     seen = gram @ z  # [d_T, d_S]
     inner = z.mT @ seen
     xx, xy = moments.xx, moments.xy
@@ -83,7 +83,7 @@ def tied_gains(moments: Ridge, z: Tensor, weight: Tensor, with_bias: bool, lam: 
     return gains, damped_solve(inner, missing, lam)
 
 
-def wide(x: Tensor) -> Tensor:
+def to_float64(x: Tensor) -> Tensor:
     """`x` in float64, on the CPU where its device has none."""
     return x.cpu().double() if x.device.type == "mps" else x.double()
 

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from ..plan.roles import Plan, Role
-from .blockwise import Call, Replay, watch_calls
+from .blockwise import BlockRunner, Call, watch_calls
 from .norms import Norm
 
 
 @dataclass(frozen=True)
 class Reads:
-    """Weights `names` that read one input, that of module `probe`; `norm` made it, or None where none did.
+    """Weights `names` that read one input, that of module `input_of`; `norm` made it, or None where none did.
 
-    `probe` is None where that input is not one row for each token, as behind the routing of experts.
+    `input_of` is None where that input is not one row for each token, as behind the routing of experts.
     """
 
-    probe: str | None
+    input_of: str | None
     names: tuple[str, ...]
     norm: Norm | None
 
@@ -41,7 +41,7 @@ class Write:
     module: str
     name: str
     post: Norm | None
-    raw: bool
+    also_reads: bool
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class _Event:
 
 
 def segments(
-    replay: Replay, index: int, ids: Tensor, stream: Tensor, plan: Plan, norms: Mapping[str, Norm]
+    replay: BlockRunner, index: int, ids: Tensor, stream: Tensor, plan: Plan, norms: Mapping[str, Norm]
 ) -> list[Segment]:
     """The segments of block `index` of a float32 model of the plan's student."""
     events, out = _observe(replay, index, ids, stream, plan, norms)
@@ -104,8 +104,8 @@ class _Cutter:
             self.cut(event.module, event.call.x)
         if event.reads:
             names = tuple(role.name for role in event.reads)
-            probe = event.module if event.call.x.numel() == self._point.numel() else None
-            group = self._reads.get(event.source, Reads(probe, (), self._made.get(event.source)))
+            input_of = event.module if event.call.x.numel() == self._point.numel() else None
+            group = self._reads.get(event.source, Reads(input_of, (), self._made.get(event.source)))
             self._reads[event.source] = replace(group, names=group.names + names)
         if event.writes:
             self._writes.append(event)
@@ -132,7 +132,7 @@ class _Cutter:
 
 
 def _observe(
-    replay: Replay, index: int, ids: Tensor, stream: Tensor, plan: Plan, norms: Mapping[str, Norm]
+    replay: BlockRunner, index: int, ids: Tensor, stream: Tensor, plan: Plan, norms: Mapping[str, Norm]
 ) -> tuple[list[_Event], Tensor]:
     prefix = replay.names[index] + "."
     roles: dict[str, list[Role]] = {}

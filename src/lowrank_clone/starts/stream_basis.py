@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ..plan.roles import Plan
-from .blockwise import Replay, Spool
+from .blockwise import BlockRunner, Spool
 from .norms import Norm, unit
-from .regression import Ridge, wide
+from .regression import Ridge, to_float64
 from .segments import Reads, Segment
 from .trial_student import one_hot
 
-Basis = Literal["reads", "channels", "pca"]
+StreamBasis = Literal["reads", "channels", "pca"]
 HEAD_SHARE = 0.1
 
 
@@ -35,7 +35,7 @@ class StreamStatistics:
     covariance: Tensor
     metric: Tensor
 
-    def encoder(self, basis: Basis, width: int, centered: bool) -> Tensor:
+    def encoder(self, basis: StreamBasis, width: int, centered: bool) -> Tensor:
         """`M` [d_T, d_S], orthonormal columns, float32.
 
             reads      minimises  sum_r E |W_r (x_r - its best reconstruction from M^T u)|^2: the leading eigenvectors
@@ -67,7 +67,7 @@ def _last_to_mean(m: Tensor) -> Tensor:
 
 
 def stream_statistics(
-    teacher: Replay,
+    teacher: BlockRunner,
     plan: Plan,
     wiring: Sequence[Sequence[Segment]],
     gain: Callable[[Norm], Tensor],
@@ -87,14 +87,14 @@ def stream_statistics(
     total: StreamStatistics | None = None
     groups = 0
     for index in range(len(teacher.blocks)):
-        reads = [group for segment in wiring[index] for group in segment.reads if group.probe]
-        seen = {str(group.probe): _Input(group, plan) for group in reads}
+        reads = [group for segment in wiring[index] for group in segment.reads if group.input_of]
+        seen = {str(group.input_of): _Input(group, plan) for group in reads}
         watch = [*seen, *(group.norm.module for group in reads if group.norm)]
         for i, ids in enumerate(batches):
             run = teacher.block(index, ids, streams[i], watch)
             for group in reads:
                 point = run.calls[group.norm.module].x if group.norm else None
-                seen[str(group.probe)].add(run.at(group.probe), point)
+                seen[str(group.input_of)].add(run.at(group.input_of), point)
             streams[i] = run.at(None)
         for inputs in seen.values():
             part = inputs.statistics(weights, gain)
@@ -121,8 +121,8 @@ class _Input:
         # Without a norm, tokens of a huge stream would be all that counts.
         x, norm = (x.flatten(0, -2).float(), self._group.norm) if point is not None else (unit(x), None)
         u = norm.unit(point) if norm is not None and point is not None else x
-        self._xx = self._xx + wide(x.mT @ x)
-        self._uu = self._uu + wide(u.mT @ u)
+        self._xx = self._xx + to_float64(x.mT @ x)
+        self._uu = self._uu + to_float64(u.mT @ u)
         self._tokens += len(x)
 
     def statistics(self, weights: Mapping[str, Tensor], gain: Callable[[Norm], Tensor]) -> StreamStatistics:
@@ -131,14 +131,16 @@ class _Input:
         for role in self._roles:
             assert role.axis is not None
             rows = weights[role.name].detach().movedim(role.axis, -1).flatten(0, -2).float()
-            gram = wide(rows.mT @ rows)
+            gram = to_float64(rows.mT @ rows)
             metric += gram * (self._tokens / (gram * self._xx).sum().clamp_min(1e-30))
-        gains = wide(gain(self._group.norm)) if self._group.norm else torch.ones_like(metric[0])
+        gains = to_float64(gain(self._group.norm)) if self._group.norm else torch.ones_like(metric[0])
         metric = gains[:, None] * (metric / len(self._roles)) * gains
         return StreamStatistics(self._uu / self._tokens, metric)
 
 
-def _head_statistics(teacher: Replay, norm: Norm | None, batches: Sequence[Tensor], streams: Spool) -> StreamStatistics:
+def _head_statistics(
+    teacher: BlockRunner, norm: Norm | None, batches: Sequence[Tensor], streams: Spool
+) -> StreamStatistics:
     """The same of the LM head, whose gains are fitted to its inputs, since a family may scale these further."""
     moments = Ridge()
     for i, ids in enumerate(batches):
@@ -150,7 +152,7 @@ def _head_statistics(teacher: Replay, norm: Norm | None, batches: Sequence[Tenso
     uu, uy, yy = moments.xx[:d, :d], moments.xy[:d], moments.xy[d:]
     gains = uy.diagonal() / uu.diagonal().clamp_min(1e-30)
     weight = teacher.model.get_output_embeddings().weight.detach().float()
-    gram = wide(weight.mT @ weight)
+    gram = to_float64(weight.mT @ weight)
     metric = gains[:, None] * gram * gains / (gram * yy).sum().clamp_min(1e-30) * moments.count
     return StreamStatistics(uu / moments.count, metric)
 

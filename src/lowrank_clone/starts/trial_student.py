@@ -12,7 +12,7 @@ from ..plan.roles import Plan, Role
 from .norms import Norm
 
 
-class Draft:
+class TrialStudent:
     """A float32 student under construction: what is set here is generated into its weights at once.
 
     `factors` and the student's vectors are the start that comes of it.
@@ -83,7 +83,7 @@ class Draft:
         return {**{name: z.contiguous() for name, z in self.factors.items()}, **vectors}
 
 
-def snap(ratio: float) -> float:
+def round_to_one(ratio: float) -> float:
     """1 for what is 1 but for rounding: a constant that a family derives from the width is farther off."""
     return 1.0 if abs(ratio - 1) < 1e-2 else ratio
 

@@ -1,1 +1,1 @@
-"""`transformers.Trainer` for a clone: arguments, optimiser, checkpoints, metrics. Imports the model and what is below."""
+"""`transformers.Trainer` for a clone: arguments, optimiser, checkpoints, metrics."""
