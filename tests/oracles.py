@@ -56,7 +56,7 @@ def naive_objective(
     valid = own != -100
 
     lm = F.cross_entropy(logits[:, :-1].flatten(0, 1), predicted.flatten(), ignore_index=-100)
-    t = clone.temperature
+    t = clone.objective.temperature
     divergence = F.kl_div(
         F.log_softmax(logits / t, -1), F.log_softmax(teacher_logits / t, -1), log_target=True, reduction="none"
     )
@@ -76,7 +76,8 @@ def naive_objective(
             scale = target.detach().square().mean() if clone_normalization == "target" else 1.0
             losses[tap.name] = losses[tap.name] + (output - target).square().mean() / scale
     total = torch.stack(list(losses.values())).sum()
-    loss = clone.lm_weight * lm + clone.kl_weight * kl + clone.clone_weight * total
+    goal = clone.objective
+    loss = goal.lm_weight * lm + goal.kl_weight * kl + goal.clone_weight * total
     gradients = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
     return Naive(
         loss.detach(),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import InputError
     from .model import CloneModel, CloneOutput
+    from .objective.objective import Objective
     from .objective.tokens import count_tokens
     from .plan.classify import make_plan
     from .plan.roles import Plan
@@ -30,6 +31,7 @@ __all__ = [
     "CloneTrainer",
     "InputError",
     "MuonAdamW",
+    "Objective",
     "Plan",
     "bind",
     "count_tokens",
@@ -43,6 +45,7 @@ _HOMES = {
     "CloneTrainer": "training.trainer",
     "InputError": "errors",
     "MuonAdamW": "training.optim",
+    "Objective": "objective.objective",
     "Plan": "plan.roles",
     "bind": "training.optim",
     "count_tokens": "objective.tokens",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from .factors.student import Leaves, build_student, check_teacher, link_factors
 from .objective.comparison import Comparison, TargetSquares
 from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
+from .objective.objective import Objective
 from .objective.taps import calls, linear_of
 from .objective.tokens import counted
 from .plan.classify import make_plan
@@ -53,12 +54,8 @@ class CloneModel(nn.Module):
         hidden_size: The student's residual width `d_S`.
         student: Other fields of the student's config to override, for instance `{"rms_norm_eps": 1e-5}`.
         dtype: The student's dtype (the teacher's unless given). Factors are float32 in any case.
-        temperature, lm_weight, kl_weight, clone_weight: T of the KL, and weights; a term of weight 0 is not computed.
-            The published code sums its KL over positions and leaves out T^2: there, `kl_weight = L / T^2`.
-        clone_normalization: `none` (the paper) sums raw MSEs. `target` divides each by the mean square of its target, a
-            running mean over optimiser steps, so that no tap outweighs the others by the size of its activations.
-        attn_out_tap: Compare attention outputs at `student` width (the paper) or `teacher` width (the published code).
-        target_gradient: Whether a write tap's gradient reaches Z through its target too (the paper).
+        objective: What is minimised (`Objective()` unless given).
+        terms: Fields of the objective given one by one, for instance `temperature=1.0`; they change `objective`.
         start: `random` (`factor_std`, `seed`), factors by name (see `init.py`), or `scratch`: the student as its family
             starts it, trained directly with nothing of the teacher's (for baselines).
         parameterization: `projected`, `dense` or `core` for each group of matrices (see `parameterize.py`).
@@ -81,13 +78,7 @@ class CloneModel(nn.Module):
         *,
         student: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
-        temperature: float = 40.0,
-        lm_weight: float = 1.0,
-        kl_weight: float = 1.0,
-        clone_weight: float = 0.2,
-        clone_normalization: Literal["none", "target"] = "none",
-        attn_out_tap: Literal["student", "teacher"] = "student",
-        target_gradient: bool = True,
+        objective: Objective | None = None,
         start: Mapping[str, Tensor] | Literal["random", "scratch"] = "random",
         factor_std: float = 0.02,
         seed: int = 0,
@@ -95,35 +86,35 @@ class CloneModel(nn.Module):
         taps: Callable[[TapSpec], bool] | None = None,
         head_factor: Literal["own", "embedding"] = "own",
         execution: Order = "sequential",
+        **terms: Any,
     ) -> None:
         super().__init__()
+        self.objective = objective = replace(objective or Objective(), **terms)
         check_teacher(teacher)
         self.plan = make_plan(teacher.config, hidden_size, student)
-        wanted = [tap for tap in self.plan.taps if clone_weight != 0 and (taps is None or taps(tap))]
+        wanted = [tap for tap in self.plan.taps if objective.clone_weight != 0 and (taps is None or taps(tap))]
         self.teacher = teacher.requires_grad_(False).eval()
         with calls(teacher, wanted) as called:
             self._teacher_head = read_head(teacher)
         self.taps = tuple(tap for tap in wanted if tap.name in called)
         self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
-        self.temperature, self.lm_weight = temperature, lm_weight
-        self.kl_weight, self.clone_weight = kl_weight, clone_weight
         if start == "random":
             start = random_start(self.plan, factor_std, seed)
         factors = None if isinstance(start, str) else start
         self.factors = link_factors(teacher, self.student, self.plan, factors, share_head=head_factor == "embedding")
         writes = [tap for tap in self.taps if tap.kind == "write"]
-        at_teacher = [tap for tap in writes if attn_out_tap == "teacher" and tap.group == "attention"]
+        at_teacher = [tap for tap in writes if objective.attn_out_tap == "teacher" and tap.group == "attention"]
         self._through = {tap.name: linear_of(teacher, tap) for tap in at_teacher}
         shape = (self.plan.teacher_width, self.plan.student_width)
         # A write's Z also makes its tap's target: a leaf of its own, so that gradients meet in the factor.
         self.targets = Leaves({tap.name: shape for tap in writes if tap not in at_teacher}, self.student)
-        self.targets.requires_grad_(target_gradient)
+        self.targets.requires_grad_(objective.target_gradient)
         self.factors.links += [Link(leaf, Identity(), name, name + TARGET) for name, leaf in self.targets.items()]
         self.kinds = check_kinds(self.plan, {})
         self.reparameterize(parameterization or {})
         self.factors.push()
         squares = TargetSquares(tap.name for tap in self.taps)
-        self.target_squares = squares if clone_normalization == "target" else None
+        self.target_squares = squares if objective.clone_normalization == "target" else None
         self._student_head = read_head(self.student)
         self._execution = Execution(teacher, self.student, self.plan, execution)
 
@@ -169,9 +160,9 @@ class CloneModel(nn.Module):
         inputs |= {key: value for key, value in optional.items() if value is not None}
         compared = self._comparison(None if attention_mask is None and labels is None else valid, counts[1])
 
-        teach = self.kl_weight != 0 or self.clone_weight != 0
+        teach = self.objective.kl_weight != 0 or self.objective.clone_weight != 0
         student, teacher = self._execution.run(inputs, compared, teach)
-        teacher = teacher if self.kl_weight != 0 else None
+        teacher = teacher if self.objective.kl_weight != 0 else None
         if attention_mask is not None:
             rows = (valid | (targets != -100)).nonzero().squeeze(-1)
             student, targets, valid = student[rows], targets[rows], valid[rows]
@@ -183,16 +174,16 @@ class CloneModel(nn.Module):
             self._teacher_head,
             targets,
             valid,
-            temperature=self.temperature,
-            lm_weight=self.lm_weight,
-            kl_weight=self.kl_weight,
+            temperature=self.objective.temperature,
+            lm_weight=self.objective.lm_weight,
+            kl_weight=self.objective.kl_weight,
             lm_count=counts[0],
             kl_count=counts[1],
         )
         output = CloneOutput(lm=lm, kl=None if teacher is None else kl)
         if compared.losses:
             clone = torch.stack(list(compared.losses.values())).sum()
-            total = total + self.clone_weight * clone
+            total = total + self.objective.clone_weight * clone
             output.clone = clone.detach()
             output.taps = {name: mse.detach() for name, mse in compared.losses.items()}
             if self.training and self.target_squares is not None:
@@ -203,7 +194,7 @@ class CloneModel(nn.Module):
 
     def _comparison(self, valid: Tensor | None, count: Tensor | None) -> Comparison:
         scales = None if self.target_squares is None else self.target_squares.scales(self.factors.pushes)
-        taps = self.taps if self.clone_weight != 0 else ()
+        taps = self.taps if self.objective.clone_weight != 0 else ()
         overwrite = self._execution.overwrites_targets
         return Comparison(taps, dict(self.targets.items()), self._through, valid, count, scales, overwrite)
 

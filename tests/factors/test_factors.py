@@ -9,9 +9,10 @@ from tiny import batch, tiny_model
 from torch import nn
 
 from lowrank_clone.errors import InputError
-from lowrank_clone.factors.bases import Core, Identity, LinearMap, Projected, factor_dtype
+from lowrank_clone.factors.bases import Core, Identity, LinearMap, Projected
 from lowrank_clone.factors.factors import Factors, Link
 from lowrank_clone.model import CloneModel
+from lowrank_clone.precision import wide_dtype
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -84,7 +85,7 @@ def test_core_is_orthonormal() -> None:
     ],
 )
 def test_factors_are_float32_masters(leaf: torch.dtype, factor: torch.dtype) -> None:
-    assert factor_dtype(leaf) == factor
+    assert wide_dtype(leaf) == factor
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -287,7 +287,7 @@ def test_unknown_key_example_of_the_documentation(recipe_file: Path) -> None:
 
 
 def test_unknown_key_that_resembles_nothing_lists_what_there_is(recipe_file: Path) -> None:
-    assert "`method` takes temperature, kl_weight, " in error_of(recipe_file, "method.qqq=1")
+    assert "`method` takes temperature, lm_weight, kl_weight, " in error_of(recipe_file, "method.qqq=1")
     assert "sections are teacher, student, " in error_of(recipe_file, "qqq=1")
 
 
@@ -305,7 +305,7 @@ def test_unknown_key_that_resembles_nothing_lists_what_there_is(recipe_file: Pat
         ("student.hidden_size=true", "student.hidden_size: got true (bool), expected an integer"),
         ("student.hidden_size=big", "student.hidden_size: got 'big' (str), expected an integer"),
         ("student.hidden_size=", "student.hidden_size: got null, expected an integer"),
-        ("method.temperature=0", "method.temperature: got 0 (int), expected a number greater than 0 or a mapping"),
+        ("method.temperature=0", "method.temperature: got 0, expected a number from 0.01 to 10,000"),
         ("method.temperature=.nan", "method.temperature: got nan (float), expected a finite number or a mapping"),
         ("method.kl_weight=[1]", "method.kl_weight: got [1] (list), expected a number or a mapping"),
         ("teacher.model=7", "teacher.model: got 7 (int), expected text"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import batch, tiny_config, tiny_model
 
-from lowrank_clone import CloneArguments, CloneModel, CloneTrainer, InputError, make_plan
+from lowrank_clone import CloneArguments, CloneModel, CloneTrainer, InputError, Objective, make_plan
 from lowrank_clone.recipe.method import calibration_batches, check_method, choose_taps, clone_settings
 from lowrank_clone.recipe.schedule import MethodSchedule, kinds_at, value_at_step
 from lowrank_clone.recipe.schema import MethodConfig, Ramp, Switch, TapsConfig
@@ -44,7 +44,6 @@ def test_taps_by_module_name_and_by_layer() -> None:
         (MethodConfig(parameterization={"fnn": "dense"}), "expected one of attention"),
         (MethodConfig(parameterization={"ffn": Switch(kind="dense", from_step=10)}), "from_step: got 10"),
         (MethodConfig(baseline="scratch", start_from="runs/a"), "method.baseline"),
-        (MethodConfig(temperature=Ramp(start=40.0, end=0.0)), "method.temperature"),
     ],
 )
 def test_refused(method: MethodConfig, message: str) -> None:
@@ -64,6 +63,11 @@ def test_pca_with_a_tied_head_is_refused() -> None:
         check_method(PLAN, shared)
 
 
+def test_a_ramp_beyond_the_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"method.temperature: got 0, expected a number from"):
+        MethodConfig(temperature=Ramp(start=40.0, end=0.0))
+
+
 def test_ramp_is_linear_over_the_steps() -> None:
     assert [value_at_step(Ramp(start=40.0, end=0.0), step, 5) for step in range(5)] == [40.0, 30.0, 20.0, 10.0, 0.0]
     assert value_at_step(7.0, 3, 5) == 7.0
@@ -76,9 +80,9 @@ def test_switches_by_step() -> None:
 
 
 def test_baselines_turn_terms_off() -> None:
-    scratch = clone_settings(PLAN, MethodConfig(baseline="scratch"))
-    assert (scratch["kl_weight"], scratch["clone_weight"]) == (0.0, 0.0)
-    assert clone_settings(PLAN, MethodConfig(baseline="logit_kd"))["kl_weight"] == 1.0
+    scratch = clone_settings(PLAN, MethodConfig(baseline="scratch"))["objective"]
+    assert (scratch.kl_weight, scratch.clone_weight) == (0.0, 0.0)
+    assert clone_settings(PLAN, MethodConfig(baseline="logit_kd"))["objective"].kl_weight == 1.0
     assert set(clone_settings(PLAN, MethodConfig(baseline="channels_dense"))["parameterization"].values()) == {"dense"}
 
 
@@ -121,7 +125,7 @@ def test_training_through_switches_resumes_to_the_bit(tmp_path: Path) -> None:
     assert whole.kinds == {"attention": "core", "ffn": "dense", "embedding": "projected"} | (
         {"head": "projected"} if "head" in whole.kinds else {}
     )
-    assert whole.temperature == 1.0
+    assert whole.objective.temperature == 1.0
     resumed, again = train(tmp_path / "b", steps=100, resume=tmp_path / "a" / "checkpoint-4")
     assert again == losses
     assert all(torch.equal(whole.factors[name], resumed.factors[name]) for name in whole.factors)
@@ -138,7 +142,7 @@ def test_a_checkpoint_can_start_another_run_of_the_same_plan(tmp_path: Path) -> 
 
 
 def test_schedule_leaves_the_scratch_baseline_without_kl() -> None:
-    clone = SimpleNamespace(temperature=0.0, kl_weight=0.0, kinds={})
+    clone = SimpleNamespace(objective=Objective(kl_weight=0.0), kinds={})
     schedule = MethodSchedule(MethodConfig(baseline="scratch"))
     schedule.on_step_begin(None, SimpleNamespace(global_step=0, max_steps=5), None, model=clone, optimizer=None)
-    assert clone.kl_weight == 0.0
+    assert clone.objective.kl_weight == 0.0

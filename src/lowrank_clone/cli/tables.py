@@ -68,7 +68,7 @@ def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> None:
     arguments = training_arguments(recipe)
     batch, accumulation = batch_sizes(recipe)
     settings = clone_settings(plan, recipe.method)
-    compared = [tap for tap in plan.taps if settings["clone_weight"] != 0 and settings["taps"](tap)]
+    compared = [tap for tap in plan.taps if settings["objective"].clone_weight != 0 and settings["taps"](tap)]
     estimated = partial(
         estimate,
         plan,

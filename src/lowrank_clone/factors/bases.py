@@ -90,11 +90,6 @@ class Core(LinearMap):
         return torch.ormqr(self.reflections, self.scales, columns, transpose=transpose).movedim(-1, self.axis)
 
 
-def factor_dtype(leaf: torch.dtype) -> torch.dtype:
-    """Master precision of a leaf's factor: float32, or float64 for a float64 leaf."""
-    return torch.promote_types(leaf, torch.float32)
-
-
 @contextmanager
 def matmul_precision(leaf: Tensor) -> Iterator[None]:
     """TF32 for the products of a 16-bit leaf on CUDA: ten mantissa bits in, float32 accumulation, seven bits out."""

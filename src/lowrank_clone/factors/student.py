@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import InputError
 from ..plan.roles import Plan
-from .bases import Identity, Projected, factor_dtype
+from ..precision import wide_dtype
+from .bases import Identity, Projected
 from .factors import Factors, Link
 
 
@@ -75,7 +76,7 @@ def link_factors(
     factors: dict[str, Tensor] = {}
     links: list[Link] = []
     for name, leaf in student.named_parameters():
-        role, wide = plan.roles[name], factor_dtype(leaf.dtype)
+        role, wide = plan.roles[name], wide_dtype(leaf.dtype)
         if start is None or role.kind == "vector":
             factors[name] = (start or {}).get(name, leaf.detach()).to(leaf.device, wide)
             leaf.requires_grad_()

@@ -20,6 +20,7 @@ from ..objective.evaluate import batches, evaluating, rows_per_batch
 from ..objective.head import head_input
 from ..objective.taps import tap_output
 from ..plan.roles import Plan, TapSpec
+from ..precision import wide_dtype
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _Errors:
         if len(target) != len(output):  # experts that were routed other tokens
             self._unpaired.add(tap.name)
             return
-        output, target = output.to(wide_dtype(output)), target.to(wide_dtype(output))
+        output, target = output.to(wide_dtype(output.dtype)), target.to(wide_dtype(output.dtype))
         if tap.kind == "write":
             target = target @ self.projections[tap.name].to(target.dtype)
         self._missed[tap.name] += (output - target).square().sum().item()
@@ -114,10 +115,6 @@ def forward(model: PreTrainedModel, ids: Tensor) -> None:
     """Run up to the LM head, in eval mode."""
     with evaluating(model), head_input(model):
         model(input_ids=ids, use_cache=False)
-
-
-def wide_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..objective.evaluate import language_loss
 from ..plan.roles import Plan, TapSpec
-from .activations import forward, token_batches, wide_dtype
+from ..precision import wide_dtype
+from .activations import forward, token_batches
 
 TOP_NEURONS = 50  # of the paper's masking test
 
@@ -120,7 +121,7 @@ def _activity(model: PreTrainedModel, taps: Sequence[TapSpec], blocks: Sequence[
     def add(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             rows = args[0].reshape(-1, args[0].shape[-1])
-            sums[name] += rows.abs().sum(0, dtype=wide_dtype(rows)).cpu().double()
+            sums[name] += rows.abs().sum(0, dtype=wide_dtype(rows.dtype)).cpu().double()
             counts[name] += len(rows)
 
         return hook

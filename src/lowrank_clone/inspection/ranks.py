@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from ..plan.layers import Groups
 from ..plan.roles import Plan
-from .activations import forward, token_batches, wide_dtype
+from ..precision import wide_dtype
+from .activations import forward, token_batches
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,8 @@ def _stream_ranks(model: PreTrainedModel, layers: Sequence[str], width: int, blo
     squares = torch.zeros(len(sums), width, width, dtype=torch.float64, device=home)
 
     def add_square(place: int, rows: Tensor) -> None:
-        squares[place] += _covariance(rows.to(wide_dtype(rows)), means[place].to(rows.device, wide_dtype(rows))).to(
-            home
-        )
+        rows = rows.to(wide_dtype(rows.dtype))
+        squares[place] += _covariance(rows, means[place].to(rows)).to(home)
 
     with _watch_stream(model, layers, width, add_square):
         for ids in token_batches(blocks, model.device):

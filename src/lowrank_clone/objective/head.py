@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..precision import wide_dtype
 
 
 def widens_products(device: str) -> bool:
@@ -99,7 +100,7 @@ def read_head(model: PreTrainedModel) -> Head:
         InputError: The logits are no scaled or capped output of the head.
     """
     head = model.get_output_embeddings()
-    wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(model.dtype)
     sizes = torch.tensor([1e-3, 1e6, 1.0, 10.0, 100.0], dtype=wide, device=model.device)
     probe = sizes.view(1, -1, 1) * torch.linspace(-1, 1, model.config.vocab_size, dtype=wide, device=model.device)
     handle = head.register_forward_hook(lambda module, args, output: probe)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import wide_dtype
 from .head import Head, widens_products
 from .tokens import token_count
 
@@ -115,7 +116,7 @@ class FusedLMKL(torch.autograd.Function):
         weights: TokenWeights,
         chunk_elements: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(hidden.dtype)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         d_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import wide_dtype
 from .tokens import token_count
 
 
@@ -71,7 +72,7 @@ class TapMSE(torch.autograd.Function):
         overwrite: bool,
         with_square: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        wide = torch.float64 if student.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(student.dtype)
         with torch.autocast(student.device.type, enabled=False):
             output = student if through is None else torch.nn.functional.linear(student, *through)
             aim = target if factor is None else target.to(factor.dtype) @ factor

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..precision import wide_dtype
+
 
 def count_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     """[2]: how many tokens of a micro-batch count in `lm`, and how many positions in `kl` and `clone`."""
@@ -31,4 +33,4 @@ def token_count(count: Tensor | float | None, counted: Tensor | None, dtype: tor
     if count is None:
         assert counted is not None
         count = counted.sum()
-    return torch.as_tensor(count, dtype=torch.float64 if dtype == torch.float64 else torch.float32).clamp(min=1)
+    return torch.as_tensor(count, dtype=wide_dtype(dtype)).clamp(min=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from ..errors import InputError
 from ..factors.parameterize import check_kinds
 from ..plan.roles import Plan, TapSpec
-from .schedule import choices_by_group, kinds_at, value_at_step
+from .schedule import choices_by_group, kinds_at, objective_at
 from .schema import MethodConfig, Switch
 
 # The papers' names of a dense block's taps (LRC, arXiv 2505.12781, section 3.2) and the modules that bear them.
@@ -41,8 +42,6 @@ def check_method(plan: Plan, method: MethodConfig, max_steps: int | None = None)
             f"method.baseline: `{method.baseline}` sets the start and the parameterization itself; remove "
             "method.parameterization and method.start_from"
         )
-    if value_at_step(method.temperature, 0, 1) <= 0 or value_at_step(method.temperature, 1, 1) <= 0:
-        raise InputError("method.temperature: expected a start and an end above 0")
     tied = plan.student_config.tie_word_embeddings or method.head_factor == "embedding"
     if method.init == "calibrated" and method.calibration.basis == "pca" and tied:
         raise InputError(
@@ -54,23 +53,15 @@ def check_method(plan: Plan, method: MethodConfig, max_steps: int | None = None)
 def clone_settings(plan: Plan, method: MethodConfig) -> dict[str, Any]:
     """Keyword arguments of `CloneModel` but for its start."""
     settings: dict[str, Any] = {
-        "temperature": value_at_step(method.temperature, 0, 1),
-        "lm_weight": method.lm_weight,
-        "kl_weight": value_at_step(method.kl_weight, 0, 1),
-        "clone_weight": method.clone_weight,
-        "clone_normalization": method.clone_normalization,
-        "attn_out_tap": method.attn_out_tap,
-        "target_gradient": method.target_gradient,
+        "objective": replace(objective_at(method, 0, 1), **BASELINES.get(method.baseline or "", {})),
         "factor_std": method.factor_std,
         "taps": choose_taps(plan, method),
         "parameterization": kinds_at(method, 0),
         "head_factor": method.head_factor,
         "execution": method.execution,
     }
-    if method.baseline is not None:
-        settings |= BASELINES[method.baseline]
-        if method.baseline == "channels_dense":
-            settings["parameterization"] = {role.group: "dense" for role in plan.of_kind("read", "write")}
+    if method.baseline == "channels_dense":
+        settings["parameterization"] = {role.group: "dense" for role in plan.of_kind("read", "write")}
     return settings
 
 

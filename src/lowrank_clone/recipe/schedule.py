@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import TrainerCallback
 
+from ..objective.objective import Objective
 from ..training.optim import refresh
 from .schema import MethodConfig, Ramp, Switch
 
@@ -34,6 +36,13 @@ def value_at_step(value: float | Ramp, step: int, steps: int) -> float:
     return float(value)
 
 
+def objective_at(method: MethodConfig, step: int, steps: int) -> Objective:
+    """The recipe's objective at one of `steps` optimiser steps."""
+    fields: dict[str, Any] = {field.name: getattr(method, field.name) for field in dataclasses.fields(Objective)}
+    ramps = {name: value for name, value in fields.items() if isinstance(value, Ramp)}
+    return Objective(**fields | {name: value_at_step(ramp, step, steps) for name, ramp in ramps.items()})
+
+
 @dataclass
 class MethodSchedule(TrainerCallback):
     """Follow the recipe's ramps and switches at the beginning of each optimiser step."""
@@ -42,9 +51,10 @@ class MethodSchedule(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         clone = kwargs["model"]
-        clone.temperature = value_at_step(self.method.temperature, state.global_step, state.max_steps)
+        now = objective_at(self.method, state.global_step, state.max_steps)
+        clone.objective = replace(clone.objective, temperature=now.temperature)
         if self.method.baseline != "scratch":
-            clone.kl_weight = value_at_step(self.method.kl_weight, state.global_step, state.max_steps)
+            clone.objective = replace(clone.objective, kl_weight=now.kl_weight)
         kinds = kinds_at(self.method, state.global_step)
         changed = {group: kind for group, kind in kinds.items() if clone.kinds[group] != kind}
         if changed:

@@ -1,12 +1,14 @@
 """The recipe's dataclasses: one strict section each for teacher, student, method, data and training."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from ..data.config import DataConfig
 from ..errors import InputError
+from ..objective.objective import Objective
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -83,23 +85,16 @@ class CalibrationConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class MethodConfig:
-    """The objective L = lm_weight · LM + kl_weight · T² · KL + clone_weight · Σ MSE, and where training starts."""
+class MethodConfig(Objective):
+    """The objective L = lm_weight · LM + kl_weight · T² · KL + clone_weight · Σ MSE, and where training starts.
 
-    temperature: PositiveFloat | Ramp = 40.0
+    Its fields beside those below are `Objective`'s; two of them may change while a run goes.
+    """
+
+    temperature: float | Ramp = Objective.temperature  # type: ignore[assignment]
     """Temperature T at which the KL compares teacher and student: a number, or {start, end} for a linear change."""
-    kl_weight: NonNegativeFloat | Ramp = 1.0
+    kl_weight: float | Ramp = Objective.kl_weight  # type: ignore[assignment]
     """Weight of T² times the KL, which is a mean over tokens: a number, or {start, end} for a linear change."""
-    lm_weight: float = Field(default=1.0, ge=0)
-    """Weight of the next-token loss on the data."""
-    clone_weight: float = Field(default=0.2, ge=0)
-    """Weight α of the activation losses, which are summed over layers and taps."""
-    clone_normalization: Literal["none", "target"] = "none"
-    """none is the plain MSE of the paper; target divides each tap's MSE by the mean square of its target."""
-    attn_out_tap: Literal["student", "teacher"] = "student"
-    """Width at which attention outputs are compared: student is the paper, teacher the published code."""
-    target_gradient: bool = True
-    """Whether the factor of a write learns from the target of its tap too (the paper) or not."""
     taps: TapsConfig = Field(default_factory=TapsConfig)
     """Which activations are compared; all unless said otherwise."""
     init: Literal["random", "channels", "calibrated"] = "random"
@@ -123,6 +118,11 @@ class MethodConfig:
     """Teacher and student one after the other, or layer by layer in turn, which keeps one layer's targets only."""
     compile: bool = False
     """Compile each layer of both models with torch.compile."""
+
+    _place: ClassVar[str] = "method"
+
+    def _numbers(self, value: Any) -> Iterable[float]:
+        return (value.start, value.end) if isinstance(value, Ramp) else (value,)
 
 
 def _whole(value: object) -> object:

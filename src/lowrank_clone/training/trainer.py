@@ -167,7 +167,8 @@ class CloneTrainer(Trainer):
         terms = self._read_terms()
         targets, positions = terms.pop("targets"), terms.pop("positions")
         means = {name: value / max(targets if name == "lm" else positions, 1) for name, value in terms.items()}
-        weights = {"lm": self.clone.lm_weight, "kl": self.clone.kl_weight, "clone": self.clone.clone_weight}
+        goal = self.clone.objective
+        weights = {"lm": goal.lm_weight, "kl": goal.kl_weight, "clone": goal.clone_weight}
         means["loss"] = sum(weights[name] * value for name, value in means.items())
         assert output.metrics is not None
         output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
