@@ -75,6 +75,7 @@ class Cost:
 
     @property
     def flops_per_token(self) -> float:
+        """All of a step's FLOPs, for one of its tokens."""
         return sum(self.flops.values())
 
     @property

@@ -49,6 +49,7 @@ def _probe(source: SourceConfig, origin: tuple[str, str], strict: bool) -> None:
 
 
 def validation_sources(config: DataConfig) -> list[SourceConfig]:
+    """The sources that are for validation alone; none where a fraction is held out."""
     return config.validation if isinstance(config.validation, list) else []
 
 
@@ -74,6 +75,11 @@ def _check_values(config: DataConfig) -> None:
 
 
 def check_tokenizer(config: DataConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuse a tokenizer that can't end documents, lacks a needed chat template or goes beyond the embedding.
+
+    Raises:
+        InputError: What is missing.
+    """
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no eos token; expected one, to end documents; set tokenizer.eos_token")
     for source in [*config.sources, *validation_sources(config)]:
@@ -86,6 +92,11 @@ def check_tokenizer(config: DataConfig, tokenizer: PreTrainedTokenizerBase, voca
 
 
 def check_ids(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuse token ids beyond the model's embedding.
+
+    Raises:
+        InputError: The largest of `ids` is none of `vocab_size` rows.
+    """
     worst = int(ids.max())
     if worst >= vocab_size:
         raise InputError(

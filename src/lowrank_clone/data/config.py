@@ -28,6 +28,7 @@ class SourceConfig:
 
     @property
     def column(self) -> str:
+        """The column that is read."""
         return self.chat_column or self.text_column
 
 

@@ -72,6 +72,7 @@ def _hub(source: SourceConfig, load: Callable[..., Any], **options: Any) -> Any:
 
 
 def error_reason(error: Exception) -> str:
+    """An exception's type and text on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

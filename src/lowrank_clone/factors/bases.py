@@ -30,9 +30,11 @@ class Identity(LinearMap):
     """`W = Z`: the deployed tensor itself is trained."""
 
     def generate(self, factor: Tensor) -> Tensor:
+        """See `LinearMap.generate`."""
         return factor
 
     def adjoint(self, grad: Tensor) -> Tensor:
+        """See `LinearMap.adjoint`."""
         return grad
 
 
@@ -48,10 +50,12 @@ class Projected(LinearMap):
         self.axis = axis
 
     def generate(self, factor: Tensor) -> Tensor:
+        """See `LinearMap.generate`."""
         rows = self.basis.detach().to(factor.dtype).movedim(self.axis, -1)  # [..., d_T]
         return (rows @ factor).movedim(-1, self.axis)
 
     def write(self, factor: Tensor, leaf: Tensor) -> None:
+        """See `LinearMap.write`; without a copy where the product can go straight into the leaf."""
         basis = self.basis.detach()
         if basis.ndim == 2 and basis.dtype == factor.dtype == leaf.dtype and type(leaf) is nn.Parameter:
             left, right = (basis, factor) if self.axis == -1 else (factor.T, basis)
@@ -60,6 +64,7 @@ class Projected(LinearMap):
             super().write(factor, leaf)
 
     def adjoint(self, grad: Tensor) -> Tensor:
+        """See `LinearMap.adjoint`."""
         rows = self.basis.detach().to(grad.dtype).movedim(self.axis, -1)
         columns = grad.movedim(self.axis, -1)  # [..., d_S]
         return rows.reshape(-1, rows.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
@@ -80,9 +85,11 @@ class Core(LinearMap):
         self.reflections = self.reflections[..., : self.scales.shape[-1]].contiguous()
 
     def generate(self, factor: Tensor) -> Tensor:
+        """See `LinearMap.generate`."""
         return self._rotate(factor, transpose=False)
 
     def adjoint(self, grad: Tensor) -> Tensor:
+        """See `LinearMap.adjoint`."""
         return self._rotate(grad, transpose=True)
 
     def _rotate(self, tensor: Tensor, transpose: bool) -> Tensor:

@@ -101,4 +101,5 @@ class Leaves(nn.Module):
         )
 
     def items(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Name and leaf of each."""
         return zip(self._names, self._leaves, strict=True)

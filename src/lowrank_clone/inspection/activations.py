@@ -108,6 +108,7 @@ def place_in_layer(module: str, layer: int) -> str:
 
 
 def token_batches(blocks: Sequence[Any], device: torch.device) -> Iterator[Tensor]:
+    """Token ids [rows, length] of all blocks, in batches of about `BATCH_TOKENS` tokens."""
     return batches(blocks, rows_per_batch(len(blocks[0]["input_ids"])), device)
 
 

@@ -168,6 +168,7 @@ def _shorten(places: Iterable[str]) -> dict[str, str]:
 
 
 def by_kind(spectra: Iterable[Spectrum]) -> dict[str, list[Spectrum]]:
+    """Spectra by the kind of matrix that they belong to, as tables and figures name it."""
     kinds: dict[str, list[Spectrum]] = {}
     spectra = list(spectra)
     short = _shorten(spectrum.place for spectrum in spectra)

@@ -116,6 +116,7 @@ class FusedLMKL(torch.autograd.Function):
         weights: TokenWeights,
         chunk_elements: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The value, and all of the gradient that needs the inputs."""
         wide = wide_dtype(hidden.dtype)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -161,6 +162,7 @@ class FusedLMKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale what `forward` kept; once."""
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError(

@@ -72,6 +72,7 @@ class TapMSE(torch.autograd.Function):
         overwrite: bool,
         with_square: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        """The value, and all of the gradient that needs the inputs."""
         wide = wide_dtype(student.dtype)
         with torch.autocast(student.device.type, enabled=False):
             output = student if through is None else torch.nn.functional.linear(student, *through)
@@ -106,6 +107,7 @@ class TapMSE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, mse: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale what `forward` kept; once."""
         difference, d_factor = ctx.difference, ctx.d_factor
         if difference is None and d_factor is None:
             raise RuntimeError("the loss of a tap can be differentiated once; its gradient is already released")

@@ -32,6 +32,11 @@ from .roles import Plan, Role, RoleKind, TapSpec
 def check_counterparts(
     teacher: PreTrainedModel, student: PreTrainedModel, teacher_shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
+    """Refuse a student whose parameters, ties or buffers are not the teacher's in all but width.
+
+    Raises:
+        InputError: What differs first.
+    """
     kind = teacher.config.model_type
     student_names = {name for name, _ in student.named_parameters(remove_duplicate=False)}
     for name in sorted(student_names ^ set(teacher_shapes)):

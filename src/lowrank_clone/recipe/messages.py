@@ -69,6 +69,7 @@ def _resolve(loc: Sequence[int | str], tree: Any) -> tuple[list[int | str], Any]
 
 
 def wrong_value(path: Sequence[int | str], value: Any, errors: Iterable[Mapping[str, Any]]) -> str:
+    """The line for a value that its key does not take."""
     items = [error for error in errors if error["type"] != "missing"]
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
     choices = [choice for item in items for choice in _choices(item)]
@@ -107,6 +108,7 @@ def _missing_key(key: str, section: Any) -> InputError:
 
 
 def unknown_key(key: str, known: Sequence[str] | None = None, reason: str = "") -> InputError:
+    """The error for a key that nobody knows, with the nearest of the known ones."""
     near = _nearest(key, list(_known_keys()) if known is None else known)
     if near is not None:
         return InputError(f"unknown key `{key}`; did you mean `{near}`?")
@@ -125,6 +127,7 @@ def _known_keys() -> Iterator[str]:
 
 
 def keys_of(section: str) -> list[str]:
+    """The keys of a section but for the field that holds its open ones."""
     fields = dataclasses.fields(SECTIONS[section])
     return [field.name for field in fields if field.name != OPEN_FIELDS.get(section)]
 
@@ -152,6 +155,7 @@ def _likeness(short: str, full: str) -> float:
 
 
 def first_leaf(key: str, value: Any) -> str:
+    """The dotted key of the first value inside `value`."""
     while isinstance(value, dict) and value:
         inner = next(iter(value))
         key, value = f"{key}.{inner}", value[inner]
@@ -175,6 +179,7 @@ def show(value: Any) -> str:
 
 
 def same_kind(value: Any, old: Any) -> bool:
+    """Whether a config's field of value `old` can take `value`; an integer is a number too."""
     if isinstance(old, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(old)

@@ -26,6 +26,7 @@ def kinds_at(method: MethodConfig, step: int | None) -> dict[str, str]:
 
 
 def choices_by_group(method: MethodConfig) -> Mapping[str, Any]:
+    """What the recipe chooses for each group: a kind, or a switch to one."""
     return {} if isinstance(method.parameterization, str) else method.parameterization
 
 
@@ -50,6 +51,7 @@ class MethodSchedule(TrainerCallback):
     method: MethodConfig
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set what this step needs."""
         clone = kwargs["model"]
         now = objective_at(self.method, state.global_step, state.max_steps)
         clone.objective = replace(clone.objective, temperature=now.temperature)

@@ -50,6 +50,11 @@ _TRAINING_LIMITS = {
 
 
 def check_training_argument(key: str, value: Any) -> None:
+    """Refuse a field that `TrainingArguments` has not, or a value that the field does not take.
+
+    Raises:
+        InputError: In one line, with the nearest known field.
+    """
     if key not in TRAINING_FIELDS:
         raise unknown_key(f"training.{key}", reason="it is no field of transformers.TrainingArguments either")
     try:

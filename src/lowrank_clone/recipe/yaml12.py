@@ -11,6 +11,11 @@ from ..errors import InputError
 
 
 def parse_yaml(text: str, name: str) -> Any:
+    """Text to plain values.
+
+    Raises:
+        InputError: It is no valid YAML, or holds what is no text, number, boolean, null, list or mapping.
+    """
     try:
         tree = yaml.load(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
@@ -30,6 +35,7 @@ class Loader(yaml.SafeLoader):
     """YAML 1.2 scalars, text keys only, and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are text, each once."""
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = key_node.value

@@ -11,5 +11,6 @@ TEACHER, STUDENT = "#555555", "#1f6fb4"  # of lines and bars, in every figure
 
 
 def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure and let it go."""
     figure.savefig(path, dpi=110)
     plt.close(figure)

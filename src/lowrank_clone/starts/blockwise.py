@@ -31,10 +31,12 @@ class Call:
 
     @property
     def x(self) -> Tensor:
+        """The first floating-point argument."""
         return _floating([*self.args, *self.kwargs.values()])
 
     @property
     def y(self) -> Tensor:
+        """The first floating-point result."""
         return _floating(self.output if isinstance(self.output, (tuple, list)) else [self.output])
 
     def decoded(self, z: Tensor, dtype: torch.dtype) -> Call:

@@ -43,6 +43,7 @@ class Diagonal:
         self._sums: Tensor | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in inputs and outputs of more tokens, [..., d] each."""
         x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()
         sums = to_float64(torch.stack([v.sum(0) for v in (x * x, x * y, x, y, torch.ones_like(x))]))
         self._sums = sums if self._sums is None else self._sums + sums

@@ -19,11 +19,13 @@ class Progress(TrainerCallback):
         self._first_tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
         self._first_tokens = state.num_input_tokens_seen
         if state.is_world_process_zero and self._show_bar:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar on."""
         if self._bar is not None:
             elapsed = self._bar.format_dict["elapsed"]
             if elapsed > 0:
@@ -32,11 +34,13 @@ class Progress(TrainerCallback):
             self._bar.update(state.global_step - self._bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Print the line of this log."""
         line = log_line(logs or {})
         if state.is_world_process_zero and line:
             tqdm.write(f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}  {line}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
