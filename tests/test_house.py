@@ -1,6 +1,7 @@
 """Who may import whom: the table of docs/architecture.md, held against every import of the package."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,33 +9,29 @@ import pytest
 import lowrank_clone
 
 PACKAGE = Path(lowrank_clone.__file__).parent
-BASE = {"errors", "hooks", "precision"}
-# Room, or file of its own, and what it may import beside the base. A dotted name is one file of a room.
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "hooks": set(),
-    "precision": set(),
-    "plan": set(),
-    "data": set(),
-    "report": set(),
-    "factors": {"plan"},
-    "objective": {"plan"},
-    "execution": {"plan", "objective"},
-    "starts": {"plan", "factors", "objective.head", "objective.lm_kl", "objective.evaluate"},
-    "starts.random": {"plan"},
-    "cost": {"plan", "factors", "objective"},
-    "inspection": {"plan", "factors", "objective", "report"},
-    "model": {"plan", "factors", "objective", "execution", "starts.random"},
-    "training": {"plan", "factors", "objective", "execution", "model"},
-    "training.arguments": set(),
-    "recipe": {"plan", "data.config", "training.arguments", "objective.objective"},
-    "recipe.method": {"plan", "factors.parameterize", "training.optim", "objective.objective"},
-    "recipe.schedule": {"plan", "factors.parameterize", "training.optim", "objective.objective"},
-    "run": {"plan", "factors", "objective", "execution", "starts", "cost", "inspection", "report", "model", "training"}
-    | {"data", "recipe"},
-    "cli": {"plan", "factors", "objective", "execution", "starts", "cost", "inspection", "report", "model", "training"}
-    | {"data", "recipe", "run"},
-}
+TABLE = Path(__file__).parents[1] / "docs" / "architecture.md"
+
+
+def table() -> tuple[set[str], dict[str, set[str]]]:
+    """The base, which everybody may import, and what each room, or dotted file of its own, may import beside it."""
+    rows = [
+        line.strip("|").split("|") for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")
+    ]
+    named = [
+        (re.findall(r"`([\w.]+)`", rooms), allowed) for rooms, _, allowed in (row for row in rows if len(row) == 3)
+    ]
+    base = set(named[0][0])
+    everything = {room for rooms, _ in named for room in rooms}
+    found: dict[str, set[str]] = {}
+    for rooms, allowed in named:
+        listed = set(re.findall(r"`([\w.]+)`", allowed))
+        if "everything" in allowed:
+            listed = everything - (listed if "but" in allowed else set())
+        found |= dict.fromkeys(rooms, listed)
+    return base, found
+
+
+BASE, MAY_IMPORT = table()
 
 
 def imports(file: Path) -> list[str]:
@@ -61,6 +58,12 @@ def test_imports_follow_the_table(file: Path) -> None:
     for target in imports(file):
         parts = [".".join(target.split(".")[:end]) for end in range(1, target.count(".") + 2)]
         assert allowed & set(parts), f"{name} imports {target}; it may import {', '.join(sorted(allowed))}"
+
+
+def test_the_table_names_every_room() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert {name for name in MAY_IMPORT if "." not in name} == rooms | files
 
 
 def test_sizes_of_files_and_functions() -> None:
