@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _arguments(recipe: Recipe) -> CloneArguments:
     # The world's size is known only to an arguments object, and the number of steps depends on it.
-    fields: dict[str, Any] = {"report_to": "none", "disable_tqdm": not sys.stderr.isatty()}
+    fields: dict[str, Any] = {"report_to": "none"}
     fields |= recipe.training.arguments
     fields.setdefault("output_dir", "runs/train")
     fields.setdefault("dataloader_pin_memory", torch.accelerator.is_available())

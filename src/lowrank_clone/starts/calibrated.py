@@ -30,7 +30,6 @@ from typing import get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import InputError
@@ -38,6 +37,7 @@ from ..objective.evaluate import evaluating
 from ..objective.head import read_head
 from ..plan.layers import block_names
 from ..plan.roles import Plan
+from ..progress import progress as show_progress
 from .blockwise import BlockRunner, Call, Spool
 from .norms import Norm, find_norms, outer_norms, unit
 from .regression import Diagonal, Ridge, tied_gains
@@ -76,9 +76,9 @@ def calibrated_start(
     steps = 2 * len(block_names(teacher))
     with (
         evaluating(teacher),
-        tqdm(total=steps, desc="calibrating", unit="block", dynamic_ncols=True, disable=not progress) as bar,
+        show_progress(steps, "calibrating", "block", shown=progress) as meter,
     ):
-        return calibrate(teacher, plan, batches, basis, share_head, lambda: bar.update() and None)
+        return calibrate(teacher, plan, batches, basis, share_head, meter.advance)
 
 
 def _check(plan: Plan, batches: Sequence[Tensor], basis: str, share_head: bool) -> None:

@@ -1,37 +1,47 @@
-"""What a run tells people while it goes: a progress bar and short lines."""
+"""What a run tells people while it goes: the steps that are done, and short lines."""
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import TrainerCallback
+
+from ..progress import Meter, progress
 
 SHOWN = ("loss", "lm", "kl", "clone", "grad_norm", "learning_rate")
 
 
 class Progress(TrainerCallback):
-    """A bar over optimiser steps with tokens/s and time left, and one short line for each log without the taps."""
+    """Optimiser steps with tokens/s and time left, and one short line for each log without the taps.
 
-    def __init__(self, bar: bool = True) -> None:
-        self._show_bar = bar
-        self._bar: Any = None
-        self._first_tokens = 0
+    Args:
+        steps: Whether to show the steps, and not the logs alone.
+    """
+
+    def __init__(self, steps: bool = True) -> None:
+        self._shows_steps = steps
+        self._shown = ExitStack()
+        self._meter: Meter | None = None
+        self._begin = (0, 0.0)  # tokens and seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar."""
-        self._first_tokens = state.num_input_tokens_seen
-        if state.is_world_process_zero and self._show_bar:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+        """Begin to show the steps."""
+        self._begin = (state.num_input_tokens_seen, time.monotonic())
+        shown = self._shows_steps and state.is_world_process_zero
+        done = state.global_step
+        self._meter = self._shown.enter_context(
+            progress(state.max_steps, "training", "step", initial=done, shown=shown)
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar on."""
-        if self._bar is not None:
-            elapsed = self._bar.format_dict["elapsed"]
-            if elapsed > 0:
-                speed = (state.num_input_tokens_seen - self._first_tokens) / elapsed
-                self._bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
-            self._bar.update(state.global_step - self._bar.n)
+        """One step more."""
+        if self._meter is not None:
+            tokens, seconds = self._begin
+            speed = (state.num_input_tokens_seen - tokens) / max(time.monotonic() - seconds, 1e-9)
+            self._meter.advance(note=f"{speed:,.0f} tokens/s")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Print the line of this log."""
@@ -40,10 +50,9 @@ class Progress(TrainerCallback):
             tqdm.write(f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}  {line}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """End the bar, or write the last line."""
+        self._shown.close()
+        self._meter = None
 
 
 def log_line(logs: dict[str, Any]) -> str:

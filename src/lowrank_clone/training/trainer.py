@@ -58,7 +58,7 @@ class CloneTrainer(Trainer):
         self._term_steps = 0
         for theirs in (ProgressCallback, PrinterCallback):
             self.remove_callback(theirs)
-        self.add_callback(Progress(bar=not args.disable_tqdm))
+        self.add_callback(Progress(steps=not args.disable_tqdm))
 
     # What is optimised ---------------------------------------------------------------------------------------------
 
