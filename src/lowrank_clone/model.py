@@ -13,10 +13,9 @@ from transformers.utils import ModelOutput
 
 from .execution.checkpointing import checkpointing_options
 from .execution.pair import Execution, Order
-from .factors.bases import Identity
-from .factors.factors import Link
-from .factors.parameterize import TARGET, check_kinds, reparameterize
-from .factors.student import Leaves, build_student, check_teacher, link_factors
+from .factors.links import Targets, link_all
+from .factors.parameterize import check_kinds, reparameterize
+from .factors.student import build_student, check_teacher
 from .objective.comparison import Comparison, TargetSquares
 from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
@@ -92,24 +91,21 @@ class CloneModel(nn.Module):
         self.objective = objective = replace(objective or Objective(), **terms)
         check_teacher(teacher)
         self.plan = make_plan(teacher.config, hidden_size, student)
-        wanted = [tap for tap in self.plan.taps if objective.clone_weight != 0 and (taps is None or taps(tap))]
         self.teacher = teacher.requires_grad_(False).eval()
+        wanted = [tap for tap in self.plan.taps if objective.clone_weight != 0 and (taps is None or taps(tap))]
         with calls(teacher, wanted) as called:
             self._teacher_head = read_head(teacher)
         self.taps = tuple(tap for tap in wanted if tap.name in called)
         self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
-        if start == "random":
-            start = random_start(self.plan, factor_std, seed)
-        factors = None if isinstance(start, str) else start
-        self.factors = link_factors(teacher, self.student, self.plan, factors, share_head=head_factor == "embedding")
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if objective.attn_out_tap == "teacher" and tap.group == "attention"]
         self._through = {tap.name: linear_of(teacher, tap) for tap in at_teacher}
-        shape = (self.plan.teacher_width, self.plan.student_width)
-        # A write's Z also makes its tap's target: a leaf of its own, so that gradients meet in the factor.
-        self.targets = Leaves({tap.name: shape for tap in writes if tap not in at_teacher}, self.student)
+        self.targets = Targets([tap.name for tap in writes if tap not in at_teacher], self.plan, self.student)
         self.targets.requires_grad_(objective.target_gradient)
-        self.factors.links += [Link(leaf, Identity(), name, name + TARGET) for name, leaf in self.targets.items()]
+        initial = random_start(self.plan, factor_std, seed) if start == "random" else start
+        factors = None if isinstance(initial, str) else initial
+        share_head = head_factor == "embedding"
+        self.factors = link_all(teacher, self.student, self.plan, factors, self.targets, share_head=share_head)
         self.kinds = check_kinds(self.plan, {})
         self.reparameterize(parameterization or {})
         self.factors.push()

@@ -15,11 +15,10 @@ from ..errors import InputError
 from ..plan.roles import Plan, Role
 from .bases import Core, Identity, LinearMap
 from .factors import Factors, Link
+from .links import TARGET
 
 KINDS = ("projected", "dense", "core")
 GROUPS = ("attention", "ffn", "experts", "embedding", "head")
-# A write's Z, once the write itself has a factor of its own: it still makes its tap's target.
-TARGET = ".Z"
 
 
 def check_kinds(plan: Plan, kinds: Mapping[str, str]) -> dict[str, str]:
