@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..hooks import hooked
 
 
 class _Stopped(BaseException):
@@ -94,12 +96,11 @@ def interleave(
     An error on either side ends both and is raised here.
     """
     strand = Strand(teacher, device)
-    with ExitStack() as cleanup:
-        for block in teacher_blocks:
-            cleanup.callback(block.register_forward_hook(lambda *_: strand.pause()).remove)
-        for block in student_blocks:
-            cleanup.callback(block.register_forward_pre_hook(lambda *_: strand.advance()).remove)
-        cleanup.callback(strand.close)  # the first to run: the teacher must not go on without its pauses
+    with (
+        hooked([(block, lambda *_: strand.pause()) for block in teacher_blocks], "after"),
+        hooked([(block, lambda *_: strand.advance()) for block in student_blocks], "before"),
+        closing(strand),  # closed before the hooks go: the teacher must not go on without its pauses
+    ):
         student()
         strand.finish()
 

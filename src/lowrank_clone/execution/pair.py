@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..objective.comparison import Comparison
 from ..objective.head import head_input
 from ..objective.taps import Observer, Watch, observe
-from ..plan.layers import Groups
+from ..plan.layers import model_blocks
 from ..plan.roles import Plan, TapSpec
 from .checkpointing import beside_the_record
 from .compiled import CompiledBlocks
@@ -34,7 +34,7 @@ class Execution:
         if order not in get_args(Order):
             raise InputError(f"execution: got {order!r}, expected one of {', '.join(get_args(Order))}")
         self._teacher, self._student, self._plan, self._order = teacher, student, plan, order
-        self._blocks = Groups(student).blocks
+        self._blocks = model_blocks(student)
         self._watch_teacher: Watch = lambda taps, see: observe(teacher, taps, plan.teacher_width, see)
         self._watch_student: Watch = lambda taps, see: observe(student, taps, plan.student_width, see)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..plan.layers import Groups
+from ..hooks import floating, hooked
+from ..plan.layers import model_blocks
 from ..plan.roles import Plan
 from ..precision import wide_dtype
 from .activations import forward, token_batches
@@ -32,10 +33,9 @@ def stream_ranks(
 ) -> tuple[StreamRank, ...]:
     """Effective rank of the residual stream before the first layer and after each one, in both models.
 
-    A layer is a block that writes to the stream. Each rank is at most min(n - 1, d).
+    Each rank is at most min(n - 1, d).
     """
-    writes = [role.name for role in plan.of_kind("write")]
-    layers = [name for name in Groups(student).blocks if any(write.startswith(name + ".") for write in writes)]
+    layers = model_blocks(student)
     theirs = _stream_ranks(teacher, layers, plan.teacher_width, blocks)
     ours = _stream_ranks(student, layers, plan.student_width, blocks)
     return tuple(StreamRank(i, *pair) for i, pair in enumerate(zip(theirs, ours, strict=True)))
@@ -64,21 +64,22 @@ def _watch_stream(
 ) -> Iterator[None]:
     """Call `see(0, rows [n, d])` with what the first layer is given, and `see(i, rows)` with what layer i returns."""
 
-    def pick(values: Iterable[Any]) -> Tensor:
-        floats = (x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.shape[-1] == width)
-        return next(floats).reshape(-1, width)
+    def show(place: int, values: Any) -> None:
+        stream = floating(values, width)
+        assert stream is not None
+        see(place, stream.reshape(-1, width))
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        see(0, pick([*args, *kwargs.values()]))
+        show(0, [*args, *kwargs.values()])
 
-    def after(index: int) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, args, output: see(index, pick(output if isinstance(output, tuple) else (output,)))
+    def after(index: int) -> Callable[..., None]:
+        return lambda module, args, kwargs, output: show(index, output)
 
-    with ExitStack() as hooks:
-        first = model.get_submodule(layers[0])
-        hooks.callback(first.register_forward_pre_hook(before, with_kwargs=True).remove)
-        for index, name in enumerate(layers, start=1):
-            hooks.callback(model.get_submodule(name).register_forward_hook(after(index)).remove)
+    modules = [model.get_submodule(name) for name in layers]
+    with (
+        hooked([(modules[0], before)], "before"),
+        hooked([(module, after(index)) for index, module in enumerate(modules, start=1)], "after"),
+    ):
         yield
 
 

@@ -9,6 +9,7 @@ import copy
 import difflib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from ..errors import InputError
+from ..hooks import PassLeft, hooked, leave_pass
 from .equivalent import equivalent_config
-from .layers import Groups
+from .layers import model_blocks
 
 
 def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -118,23 +120,20 @@ def check_runs(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
 
 
 def _trial(model: PreTrainedModel) -> str:
-    """How a forward pass without data fails, up to the last block of a new kind, or nothing."""
-    blocks = [model.get_submodule(name) for name in Groups(model).blocks]
-    kinds = [tuple((name, p.shape) for name, p in block.named_parameters()) for block in blocks]
-    repeated = next((i for i in range(len(kinds)) if not set(kinds[i:]) - set(kinds[:i])), len(kinds))
-    handles = [block.register_forward_pre_hook(_stop) for block in blocks[repeated : repeated + 1]]
+    """Run `model` on meta up to the first block whose shapes all occurred before. The error's text, or ``""``."""
+    blocks = [model.get_submodule(name) for name in model_blocks(model)]
+    shapes = [tuple((name, p.shape) for name, p in block.named_parameters()) for block in blocks]
+    known = next((i for i in range(len(blocks)) if set(shapes[i:]) <= set(shapes[:i])), len(blocks))
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with (
+            torch.no_grad(),
+            torch.device("meta"),
+            suppress(PassLeft),
+            hooked([(block, leave_pass) for block in blocks[known : known + 1]], "before"),
+        ):
             ids = torch.zeros(1, 2, dtype=torch.long)
             model(input_ids=ids, position_ids=ids, attention_mask=torch.zeros(1, 1, 2, 2), use_cache=False)
     except Exception as error:
         # What does not fit raises a plain RuntimeError; anything else is a matter of the meta device.
         return " ".join(str(error).split()) if type(error) is RuntimeError else ""
-    finally:
-        for handle in handles:
-            handle.remove()
     return ""
-
-
-def _stop(*_: Any) -> None:
-    raise StopIteration

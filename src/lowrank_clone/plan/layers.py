@@ -11,6 +11,18 @@ from ..errors import InputError
 from .roles import Group
 
 
+def model_blocks(model: nn.Module) -> list[str]:
+    """Names of the model's blocks (layers), in the order of its modules: what is meant by a block everywhere.
+
+    A block is an entry of an outermost `ModuleList` that holds a matrix. So lists inside blocks (experts) and lists
+    of tables (rotary embeddings) hold none.
+    """
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    outer = [name for name in lists if not any(name.startswith(other + ".") for other in lists)]
+    entries = ((f"{name}.{key}", child) for name in outer for key, child in model.get_submodule(name).named_children())
+    return [name for name, child in entries if any(p.ndim > 1 for p in child.parameters())]
+
+
 class Groups:
     """Which part of the model a matrix belongs to, from the model's own declarations and structure."""
 
@@ -21,13 +33,8 @@ class Groups:
             raise InputError(f"`{self.model_type}` declares no output embeddings, so it has no LM head to clone")
         self._embedding = {n for n, m in model.named_modules() if m is embedding or isinstance(m, nn.Embedding)}
         self._head = {n for n, m in model.named_modules() if m is head}
-        lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-        self._lists = [name for name in lists if not any(name.startswith(other + ".") for other in lists)]
+        self._blocks = model_blocks(model)
         self._attention = self._attention_modules(model)
-        # The names of the blocks, which run one after the other.
-        self.blocks = [
-            f"{prefix}.{key}" for prefix in self._lists for key, _ in model.get_submodule(prefix).named_children()
-        ]
 
     def _attention_modules(self, model: PreTrainedModel) -> set[str]:
         """Modules that the model records attentions from, or the first of several children of a block."""
@@ -35,19 +42,18 @@ class Groups:
         recorded = recorded if isinstance(recorded, (list, tuple)) else [recorded]
         classes: tuple[Any, ...] = tuple(getattr(entry, "target_class", entry) for entry in recorded)
         found = {name for name, module in model.named_modules() if classes and isinstance(module, classes)}
-        for prefix in self._lists:
-            for index, block in model.get_submodule(prefix).named_children():
-                path = f"{prefix}.{index}"
-                mixing = [key for key, child in block.named_children() if any(p.ndim > 1 for p in child.parameters())]
-                if len(mixing) > 1 and not any(name.startswith(path + ".") for name in found):
-                    found.add(f"{path}.{mixing[0]}")
+        for block in self._blocks:
+            children = model.get_submodule(block).named_children()
+            mixing = [name for name, child in children if any(p.ndim > 1 for p in child.parameters())]
+            if len(mixing) > 1 and not any(name.startswith(block + ".") for name in found):
+                found.add(f"{block}.{mixing[0]}")
         return found
 
     def layer(self, name: str) -> int | None:
         """Index of the block that owns this parameter."""
-        for prefix in self._lists:
-            if name.startswith(prefix + "."):
-                return int(name[len(prefix) + 1 :].split(".", 1)[0])
+        for block in self._blocks:
+            if name.startswith(block + "."):
+                return int(block.rpartition(".")[2])
         return None
 
     def of(self, name: str, module: str, shape: tuple[int, ...]) -> Group:
@@ -60,17 +66,3 @@ class Groups:
             return "experts"
         inside = any(module == name or module.startswith(name + ".") for name in self._attention)
         return "attention" if inside else "ffn"
-
-
-def block_names(model: PreTrainedModel) -> list[str]:
-    """Names of the model's blocks: of its lists of blocks, the one that holds most parameters."""
-    chains: dict[str, list[str]] = {}
-    for name in Groups(model).blocks:
-        chains.setdefault(name.rpartition(".")[0], []).append(name)
-    if not chains:
-        raise InputError(f"start: `{model.config.model_type}` has no list of blocks to calibrate; use `random`")
-    return max(chains.values(), key=lambda names: sum(_size(model.get_submodule(name)) for name in names))
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

@@ -8,7 +8,7 @@ blocks; the blocks before it are skipped, and the pass is left as soon as what w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..plan.layers import block_names
+from ..hooks import PassLeft, floating, hooked, leave_pass
+from ..plan.layers import model_blocks
 
 
 @dataclass
@@ -32,12 +33,12 @@ class Call:
     @property
     def x(self) -> Tensor:
         """The first floating-point argument."""
-        return _floating([*self.args, *self.kwargs.values()])
+        return _present(floating([*self.args, *self.kwargs.values()]))
 
     @property
     def y(self) -> Tensor:
         """The first floating-point result."""
-        return _floating(self.output if isinstance(self.output, (tuple, list)) else [self.output])
+        return _present(floating(self.output))
 
     def decoded(self, z: Tensor, dtype: torch.dtype) -> Call:
         """This call with `x Z^T` in the place of `x`, and everything in `dtype`."""
@@ -68,10 +69,6 @@ class BlockTrace:
         return tensor
 
 
-class _Stop(Exception):
-    """Leaves a forward pass."""
-
-
 class BlockRunner:
     """The blocks of one model, run one at a time.
 
@@ -84,7 +81,7 @@ class BlockRunner:
 
     def __init__(self, model: PreTrainedModel, ids: Tensor) -> None:
         self.model = model
-        self.names = block_names(model)
+        self.names = model_blocks(model)
         self.blocks = [model.get_submodule(name) for name in self.names]
         self._extra: list[int | None] = [None] * len(self.blocks)
         self._check(ids)
@@ -108,7 +105,7 @@ class BlockRunner:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 seen.calls[name] = Call(args, kwargs)
                 if name == stop:
-                    raise _Stop
+                    leave_pass()
 
             return hook
 
@@ -120,15 +117,15 @@ class BlockRunner:
 
         def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             seen.out = Call(args, kwargs, output).y
-            raise _Stop
+            leave_pass()
 
-        with ExitStack() as hooks:
-            for name in dict.fromkeys([*watch, *([] if stop is None else [stop])]):
-                module = self.model.get_submodule(name)
-                hooks.callback(module.register_forward_pre_hook(enter(name), with_kwargs=True).remove)
-                hooks.callback(module.register_forward_hook(leave(name), with_kwargs=True).remove)
-            hooks.callback(self.blocks[index].register_forward_hook(end, with_kwargs=True).remove)
-            hooks.enter_context(self._skipped(index, stream))
+        watched = {name: self.model.get_submodule(name) for name in [*watch, *([] if stop is None else [stop])]}
+        leaving = [*((module, leave(name)) for name, module in watched.items()), (self.blocks[index], end)]
+        with (
+            hooked([(module, enter(name)) for name, module in watched.items()], "before"),
+            hooked(leaving, "after"),
+            self._skipped(index, stream),
+        ):
             _run(self.model, ids)
         return seen
 
@@ -158,7 +155,7 @@ class BlockRunner:
         )
         with watch_calls(self.model, self.names, lambda name, call: calls.append((name, call))):
             self.model(input_ids=ids, use_cache=False)
-        if [name for name, _ in calls] != self.names:
+        if not self.names or [name for name, _ in calls] != self.names:
             raise refusal
         self._extra = [len(call.output) - 1 if isinstance(call.output, tuple) else None for _, call in calls]
         for index, (_, call) in enumerate(calls):
@@ -200,16 +197,13 @@ def watch_calls(model: nn.Module, names: Iterable[str], see: Callable[[str, Call
     def hook_of(name: str) -> Callable[..., None]:
         return lambda module, args, kwargs, output: see(name, Call(args, kwargs, output))
 
-    with ExitStack() as hooks:
-        for name in names:
-            module = model.get_submodule(name)
-            hooks.callback(module.register_forward_hook(hook_of(name), with_kwargs=True).remove)
+    with hooked([(model.get_submodule(name), hook_of(name)) for name in names], "after"):
         yield
 
 
 def first_stream(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """The stream into the first block, [batch, length, d]."""
-    return _on_entry(model, model.get_submodule(block_names(model)[0]), ids).x
+    return _on_entry(model, model.get_submodule(model_blocks(model)[0]), ids).x
 
 
 def _on_entry(model: PreTrainedModel, module: nn.Module, ids: Tensor) -> Call:
@@ -218,23 +212,21 @@ def _on_entry(model: PreTrainedModel, module: nn.Module, ids: Tensor) -> Call:
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caught.append(Call(args, kwargs))
-        raise _Stop
+        leave_pass()
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with hooked([(module, hook)], "before"):
         _run(model, ids)
-    finally:
-        handle.remove()
     return caught[0]
 
 
 def _run(model: PreTrainedModel, ids: Tensor) -> None:
-    with suppress(_Stop):
+    with suppress(PassLeft):
         model(input_ids=ids, use_cache=False)
 
 
-def _floating(values: Sequence[Any]) -> Tensor:
-    return next(v for v in values if isinstance(v, Tensor) and v.is_floating_point())
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
 
 
 def _set_forward(block: nn.Module, forward: Any) -> None:

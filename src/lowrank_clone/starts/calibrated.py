@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError
 from ..objective.evaluate import evaluating
 from ..objective.head import read_head
-from ..plan.layers import block_names
+from ..plan.layers import model_blocks
 from ..plan.roles import Plan
 from ..progress import progress as show_progress
 from .blockwise import BlockRunner, Call, Spool
@@ -73,7 +73,7 @@ def calibrated_start(
     """
     _check(plan, batches, basis, share_head)
     batches = [ids.to(teacher.device) for ids in batches]
-    steps = 2 * len(block_names(teacher))
+    steps = 2 * len(model_blocks(teacher))
     with (
         evaluating(teacher),
         show_progress(steps, "calibrating", "block", shown=progress) as meter,

@@ -14,8 +14,7 @@ times `sqrt(d_T / d_S)` keep what the reads see at the teacher's scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +22,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..hooks import hooked
 from ..objective.evaluate import evaluating
 from ..objective.head import read_head
-from ..plan.layers import block_names
+from ..plan.layers import model_blocks
 from ..plan.roles import Plan
 from .blockwise import Call, first_stream
 from .norms import Norm, find_norms, outer_norms
@@ -61,7 +61,7 @@ def channels_start(
 @torch.no_grad()
 def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: int) -> Tensor:
     """Indices of the `count` most active channels of the teacher's stream, ascending, [count]."""
-    blocks = [teacher.get_submodule(name) for name in block_names(teacher)]
+    blocks = [teacher.get_submodule(name) for name in model_blocks(teacher)]
     squares: list[Tensor | float] = [0.0] * (len(blocks) + 1)
 
     def see(point: int, stream: Tensor) -> None:
@@ -70,14 +70,11 @@ def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(0, Call(args, kwargs).x)
 
-    with ExitStack() as hooks:
-        hooks.callback(blocks[0].register_forward_pre_hook(enter, with_kwargs=True).remove)
-        for index, block in enumerate(blocks):
+    def leave(point: int) -> Callable[..., None]:
+        return lambda module, args, kwargs, output: see(point, Call(args, kwargs, output).y)
 
-            def leave(module: nn.Module, args: Any, output: Any, point: int = index + 1) -> None:
-                see(point, Call(args, {}, output).y)
-
-            hooks.callback(block.register_forward_hook(leave).remove)
+    after = [(block, leave(index)) for index, block in enumerate(blocks, start=1)]
+    with hooked([(blocks[0], enter)], "before"), hooked(after, "after"):
         for ids in batches:
             teacher(input_ids=ids, use_cache=False)
     scores = torch.stack([torch.as_tensor(square).sqrt() for square in squares]).mean(0)
@@ -107,7 +104,7 @@ def _match_constants(
     """Let the embedding and the last norm make up for constants that a family derives from the width, if any."""
     z = trial.factors[trial.embedding]
     ratio = 1.0
-    first, last = outer_norms(norms, block_names(teacher))
+    first, last = outer_norms(norms, model_blocks(teacher))
     if first is None:
         ours, theirs = first_stream(trial.student, ids), first_stream(teacher, ids).float() @ z
         ratio = round_to_one(float((ours * theirs).sum() / ours.square().sum().clamp_min(1e-30)))

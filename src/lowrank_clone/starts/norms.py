@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..plan.layers import block_names
+from ..plan.layers import model_blocks
 from ..plan.roles import Plan, Role
 from .blockwise import Call, watch_calls
 
@@ -71,7 +71,7 @@ def find_norms(model: PreTrainedModel, plan: Plan, ids: Tensor) -> dict[str, Nor
     `model` is the student in float32: its norms have the conventions of the teacher's.
     """
     calls: dict[str, Call] = {}
-    owners, blocks = _vector_owners(plan), block_names(model)
+    owners, blocks = _vector_owners(plan), model_blocks(model)
     with watch_calls(model, owners, calls.__setitem__):
         model(input_ids=ids, use_cache=False)
     norms: dict[str, Norm] = {}
