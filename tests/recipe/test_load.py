@@ -7,8 +7,9 @@ import pytest
 from transformers import LlamaConfig, TrainingArguments
 
 from lowrank_clone.errors import InputError
-from lowrank_clone.recipe.load import check_student_overrides, dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from lowrank_clone.recipe.load import dump_recipe, load_recipe, parse_recipe, shipped_recipes
 from lowrank_clone.recipe.schema import Recipe, StudentConfig
+from lowrank_clone.recipe.student import check_student_overrides
 from lowrank_clone.recipe.training import check_training_argument, training_arguments
 from lowrank_clone.training.arguments import CloneArguments
 
@@ -295,12 +296,12 @@ def test_unknown_key_that_resembles_nothing_lists_what_there_is(recipe_file: Pat
     ("override", "message"),
     [
         ("training.learning_rate=fast", "training.learning_rate: got 'fast' (str), expected a number"),
-        ("training.learning_rate=-1", "training.learning_rate: got -1 (int), expected a number of at least 0"),
+        ("training.learning_rate=-1", "training.learning_rate: got -1 (int), expected a number from 0 to 10"),
         ("training.max_steps=1.5", "training.max_steps: got 1.5 (float), expected an integer"),
         ("training.bf16=yes", "training.bf16: got 'yes' (str), expected true or false"),
         ("training.total_tokens=2.5", "training.total_tokens: got 2.5 (float), expected an integer"),
-        ("student.hidden_size=0", "student.hidden_size: got 0 (int), expected a number greater than 0"),
-        ("student.hidden_size=-8", "student.hidden_size: got -8 (int), expected a number greater than 0"),
+        ("student.hidden_size=0", "student.hidden_size: got 0 (int), expected a whole number from 4 to 1,000,000"),
+        ("student.hidden_size=-8", "student.hidden_size: got -8 (int), expected a whole number from 4 to 1,000,000"),
         ("student.hidden_size=12.5", "student.hidden_size: got 12.5 (float), expected an integer"),
         ("student.hidden_size=true", "student.hidden_size: got true (bool), expected an integer"),
         ("student.hidden_size=big", "student.hidden_size: got 'big' (str), expected an integer"),

@@ -3,8 +3,12 @@
 from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic import AfterValidator
+
+from ..ranges import Range
 
 _STRICT = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_Count = Annotated[int, AfterValidator(Range(1, 1e12, whole=True))]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -21,9 +25,9 @@ class SourceConfig:
     """Column that holds the text."""
     chat_column: str | None = None
     """Column with a list of {role, content} messages, rendered by the chat template; replaces text_column."""
-    weight: float = 1.0
+    weight: Annotated[float, AfterValidator(Range(1e-9, 1e9))] = 1.0
     """Relative number of tokens of this source in the mix; no token is repeated to reach it."""
-    max_documents: int | None = None
+    max_documents: _Count | None = None
     """Use only the first so many documents."""
 
     @property
@@ -48,15 +52,15 @@ class DataConfig:
 
     sources: _Sources
     """Where the training documents come from."""
-    sequence_length: int = 2048
+    sequence_length: Annotated[int, AfterValidator(Range(2, 2**24, whole=True))] = 2048
     """Tokens per block."""
-    validation: float | _Sources = 0.01
+    validation: Annotated[float, AfterValidator(Range(0, 0.9, above=True))] | _Sources = 0.01
     """Fraction of each source's documents to hold out, or sources of their own."""
-    max_validation_blocks: int | None = 512
+    max_validation_blocks: _Count | None = 512
     """At most so many validation blocks; what is held out beyond them is not used at all."""
     on_error: Literal["raise", "skip"] = "raise"
     """What to do with a malformed row: stop, or leave it out and count it."""
-    seed: int = 0
+    seed: Annotated[int, AfterValidator(Range(0, 2**32 - 1, whole=True))] = 0
     """Decides which documents are held out and the order of the blocks."""
-    num_proc: int | None = None
+    num_proc: Annotated[int, AfterValidator(Range(1, 256, whole=True))] | None = None
     """Worker processes for reading and tokenising."""

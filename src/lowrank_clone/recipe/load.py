@@ -12,6 +12,7 @@ Scalars are read by YAML 1.2 rules: `3e-4` is a number, and only `true` and `fal
 import difflib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,13 +21,16 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import InputError
-from .messages import VALUE_KINDS, first_leaf, input_error, keys_of, same_kind, show, unknown_key
-from .schema import OPEN_FIELDS, SECTIONS, Recipe
+from ..errors import InputError, one_line
+from .messages import first_leaf, input_error, keys_of, show, unknown_key
+from .overrides import apply_override
+from .schema import LENGTHS, OPEN_FIELDS, SECTIONS, Recipe
 from .training import check_training_argument
 from .yaml12 import Dumper, parse_yaml
 
 _RECIPES = resources.files(__package__) / "shipped"
+_DEEPEST = 40
+_LARGEST = 1_000_000  # bytes; a recipe has a few thousand
 
 
 def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -38,7 +42,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     tree = _read(path_or_name)
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return parse_recipe(tree)
 
 
@@ -48,6 +52,7 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
+    _check_texts("", tree)
     for key in tree:
         if key not in SECTIONS:
             raise unknown_key(first_leaf(key, tree[key]))
@@ -59,7 +64,34 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
         raise input_error(error, folded) from None
     for key, value in recipe.training.arguments.items():
         check_training_argument(key, value)
+    _check_lengths(recipe)
     return recipe
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    """One way of saying how long the run is, not two of which transformers would drop one without a word."""
+    lengths = {"total_tokens": recipe.training.total_tokens, **recipe.training.arguments}
+    given = [key for key in LENGTHS if lengths.get(key) not in (None, -1)]
+    if len(given) > 1:
+        raise InputError(
+            f"training.{given[1]}: got {lengths[given[1]]} beside training.{given[0]}, expected only one of the "
+            f"two; remove it, or set training.{given[0]} to {'null' if given[0] == LENGTHS[0] else '-1'}"
+        )
+
+
+def _check_texts(key: str, value: Any) -> None:
+    """Text that no file can be named by and no library takes, and nesting beyond any field's."""
+    if key.count(".") > _DEEPEST:
+        raise InputError(f"{one_line(key, 100)}: nested too deeply; expected at most {_DEEPEST} levels")
+    if isinstance(value, str) and ("\0" in value or (not value.isascii() and _is_broken(value))):
+        raise InputError(f"{key}: got {show(value)}, expected text without NUL characters and broken Unicode")
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in entries:
+        _check_texts(f"{key}.{name}".lstrip("."), inner)
+
+
+def _is_broken(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -76,22 +108,6 @@ def shipped_recipes() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in _RECIPES.iterdir() if file.name.endswith(".yaml"))
 
 
-def check_student_overrides(overrides: Mapping[str, Any], teacher_config: Mapping[str, Any]) -> None:
-    """Check the student's overrides against the teacher's config, as `PretrainedConfig.to_dict` gives it.
-
-    Raises:
-        InputError: the config has no such field, or its value is of another type.
-    """
-    for key, value in overrides.items():
-        if key not in teacher_config:
-            known = [f"student.{name}" for name in [*keys_of("student"), *teacher_config]]
-            raise unknown_key(f"student.{key}", known, "it is neither a student key nor a field of the model's config")
-        old = teacher_config[key]
-        if old is not None and value is not None and not same_kind(value, old):
-            expected = VALUE_KINDS.get(type(old), type(old).__name__)
-            raise InputError(f"student.{key}: got {show(value)}, expected {expected}, as the teacher's {show(old)}")
-
-
 def _read(path_or_name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's tree, laid over that of the recipe that it names as `base`."""
     if path_or_name in shipped_recipes():
@@ -103,13 +119,14 @@ def _read(path_or_name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{path_or_name}: the recipe is empty; expected the sections {', '.join(SECTIONS)}")
     if not isinstance(tree, dict):
         raise InputError(f"{path_or_name}: got {show(tree)}, expected a mapping of {', '.join(SECTIONS)}")
+    _check_texts("", tree)
     base = tree.pop("base", None)
     if base is None:
         return tree
     if not isinstance(base, str):
         raise InputError(f"{path_or_name}: base: got {show(base)}, expected the name or path of another recipe")
     if base not in shipped_recipes():
-        base = os.path.normpath(Path(path_or_name).parent / base)
+        base = os.path.normpath(Path(path_or_name).parent / Path(base).expanduser())
     if base in (*above, os.path.normpath(path_or_name)):
         raise InputError(f"{path_or_name}: base: `{base}` rests on this recipe itself; expected another one")
     return _overlay(_read(base, (*above, os.path.normpath(path_or_name))), tree)
@@ -124,38 +141,24 @@ def _overlay(base: dict[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_file(path: str) -> str:
+    shown = f"recipe `{one_line(path, 200)}`"
+    names = shipped_recipes()
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        found = os.stat(os.path.expanduser(path))
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            raise InputError(f"{shown}: cannot be read (it is {kind}); expected a YAML file or the name of a recipe")
+        if found.st_size > _LARGEST:
+            raise InputError(f"{shown}: has {found.st_size:,} bytes, expected at most {_LARGEST:,}; is it a recipe?")
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        names = shipped_recipes()
-        near = difflib.get_close_matches(path, names, n=1)
+        near = difflib.get_close_matches(path[:100], names, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"shipped recipes: {', '.join(names)}"
-        raise InputError(f"recipe `{path}`: no such file or shipped recipe; {hint}") from None
+        raise InputError(f"{shown}: no such file or shipped recipe; {hint}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"recipe `{path}`: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise InputError(f"{shown}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise InputError(f"recipe `{path}`: cannot be read ({error.strerror}); expected a YAML file") from None
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise InputError(f"override `{override}`: expected `section.key=value`, as in `training.learning_rate=3e-4`")
-    node: Any = tree
-    for depth, part in enumerate(parts):
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            index: Any = int(part)
-        elif isinstance(node, dict):
-            index = part
-        else:
-            holder = ".".join(parts[:depth])
-            raise InputError(f"override `{override}`: `{holder}` is {show(node)}, which has no `{part}`")
-        if depth == len(parts) - 1:
-            node[index] = parse_yaml(text, f"override `{override}`")
-        elif isinstance(node, dict) and node.get(index) is None:
-            node[index] = {}
-        node = node[index]
+        raise InputError(f"{shown}: cannot be read ({error.strerror}); expected a YAML file") from None
 
 
 def _fold(section: str, content: Any) -> Any:

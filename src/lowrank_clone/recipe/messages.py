@@ -9,9 +9,55 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..data.config import SourceConfig
-from ..errors import InputError
-from ..training.arguments import TRAINING_FIELDS
+from ..errors import InputError, one_line
+from .fields import training_fields
 from .schema import OPEN_FIELDS, SECTIONS
+
+# What people call a field, and its name here.
+ALIASES = {
+    "alpha": "clone_weight",
+    "batch_size": "per_device_train_batch_size",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "block_size": "sequence_length",
+    "column": "text_column",
+    "context_length": "sequence_length",
+    "d_model": "hidden_size",
+    "dataset": "sources",
+    "datasets": "sources",
+    "dim": "hidden_size",
+    "epochs": "num_train_epochs",
+    "eps": "adam_epsilon",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "file": "path",
+    "files": "sources",
+    "grad_accum": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+    "kd_weight": "kl_weight",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_length": "sequence_length",
+    "max_seq_length": "sequence_length",
+    "max_tokens": "total_tokens",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "num_epochs": "num_train_epochs",
+    "optimizer": "optim",
+    "out_dir": "output_dir",
+    "output": "output_dir",
+    "scheduler": "lr_scheduler_type",
+    "seq_len": "sequence_length",
+    "seq_length": "sequence_length",
+    "steps": "max_steps",
+    "tokens": "total_tokens",
+    "torch_dtype": "dtype",
+    "train_batch_size": "per_device_train_batch_size",
+    "val": "validation",
+    "warmup": "warmup_steps",
+    "warmup_ratio": "warmup_steps",
+    "wd": "weight_decay",
+    "width": "hidden_size",
+}
 
 VALUE_KINDS: dict[type, str] = {
     bool: "true or false",
@@ -22,8 +68,10 @@ VALUE_KINDS: dict[type, str] = {
     dict: "a mapping",
 }
 
+# pydantic's kinds of errors, in the words of a recipe.
 _EXPECTED = {
     "int_type": "an integer",
+    "int_parsing_size": "an integer",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
@@ -33,12 +81,8 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "dataclass_type": "a mapping",
     "none_required": "null",
-    "greater_than": "a number greater than {gt:g}",
-    "greater_than_equal": "a number of at least {ge:g}",
-    "less_than": "a number less than {lt:g}",
-    "less_than_equal": "a number of at most {le:g}",
     "too_short": "at least {min_length} entries",
-    "string_too_short": "text of at least {min_length} characters",
+    "too_long": "at most {max_length} entries",
 }
 
 
@@ -69,7 +113,7 @@ def _resolve(loc: Sequence[int | str], tree: Any) -> tuple[list[int | str], Any]
 
 
 def wrong_value(path: Sequence[int | str], value: Any, errors: Iterable[Mapping[str, Any]]) -> str:
-    """The line for a value that its key does not take."""
+    """`section.key: got 'x' (str), expected ...` for pydantic's errors about one value."""
     items = [error for error in errors if error["type"] != "missing"]
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
     choices = [choice for item in items for choice in _choices(item)]
@@ -83,38 +127,39 @@ def _expected(error: Mapping[str, Any]) -> str:
         shown = choices if len(choices) <= 12 else [*choices[:6], f"or {len(choices) - 6} others"]
         return f"{'one of ' if len(choices) > 1 else ''}{', '.join(shown)}"
     template = _EXPECTED.get(error["type"])
-    if template is None:
-        return str(error.get("ctx", {}).get("error", error["msg"]))
+    if template is None:  # a validator's own text, as `Range` gives it
+        return str(error.get("ctx", {}).get("error", error["msg"])).removeprefix("expected ")
     return template.format(**error.get("ctx", {}))
 
 
 def _choices(error: Mapping[str, Any]) -> list[str]:
     """The values that a choice takes; pydantic has them as text: 'a', 'b' or 'c'."""
-    listed = error.get("ctx", {}).get("expected", "") if error["type"] in ("literal_error", "enum") else ""
+    listed = error.get("ctx", {}).get("expected", "") if error["type"] == "literal_error" else ""
     return re.findall(r"[^\s,']+", listed.replace(" or ", ", "))
 
 
 def _nearest_choice(value: str, choices: Sequence[str]) -> str | None:
     begun = [choice for choice in choices if value and choice.startswith(value)]
-    return next(iter(begun + difflib.get_close_matches(value, choices, n=1)), None)
+    return next(iter(begun + difflib.get_close_matches(value[:100], choices, n=1)), None)
 
 
 def _missing_key(key: str, section: Any) -> InputError:
-    rest = section.get(OPEN_FIELDS.get(key.split(".")[0], ""), {})
-    for misspelt in rest:
-        if _likeness(misspelt, key.split(".")[-1]) >= 0.8:
-            return unknown_key(f"{key.rpartition('.')[0]}.{misspelt}", [key])
+    head, _, last = key.rpartition(".")
+    others = section.get(OPEN_FIELDS.get(head, ""), {})
+    if misspelt := difflib.get_close_matches(last, others, n=1, cutoff=0.8):
+        return unknown_key(f"{head}.{misspelt[0]}", [key])
     return InputError(f"{key}: missing, expected a value; add it to the recipe or give `{key}=...`")
 
 
 def unknown_key(key: str, known: Sequence[str] | None = None, reason: str = "") -> InputError:
-    """The error for a key that nobody knows, with the nearest of the known ones."""
+    """The error for a key that no section has: with the nearest known key, else with `reason` or what there is."""
     near = _nearest(key, list(_known_keys()) if known is None else known)
+    shown = one_line(key, 100)
     if near is not None:
-        return InputError(f"unknown key `{key}`; did you mean `{near}`?")
+        return InputError(f"unknown key `{shown}`; did you mean `{near}`?")
     section = key.split(".")[0]
     keys = f"`{section}` takes {', '.join(keys_of(section))}" if section in SECTIONS else ""
-    return InputError(f"unknown key `{key}`; {reason or keys or 'sections are ' + ', '.join(SECTIONS)}")
+    return InputError(f"unknown key `{shown}`; {reason or keys or 'sections are ' + ', '.join(SECTIONS)}")
 
 
 def _known_keys() -> Iterator[str]:
@@ -123,39 +168,34 @@ def _known_keys() -> Iterator[str]:
         yield from (f"{section}.{key}" for key in keys_of(section))
     for sources in ("sources", "validation"):
         yield from (f"data.{sources}.0.{field.name}" for field in dataclasses.fields(SourceConfig))
-    yield from (f"training.{key}" for key in TRAINING_FIELDS)
+    yield from (f"training.{key}" for key in training_fields())
 
 
 def keys_of(section: str) -> list[str]:
-    """The keys of a section but for the field that holds its open ones."""
+    """The section's own keys, without the field that holds an open section's other keys."""
     fields = dataclasses.fields(SECTIONS[section])
     return [field.name for field in fields if field.name != OPEN_FIELDS.get(section)]
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """The known dotted key whose last part is most like this one's; the rest of the path breaks ties."""
-    head, _, last = key.rpartition(".")
+    """The known dotted key whose last part is most like this one's or its alias; the path before it breaks ties."""
+    head, _, last = key[:100].rpartition(".")
+    last = ALIASES.get(last.lower(), last)
 
-    def score(candidate: str) -> tuple[float, float]:
+    def likeness(candidate: str) -> tuple[float, float]:
         other_head, _, other_last = candidate.rpartition(".")
-        return _likeness(last, other_last), difflib.SequenceMatcher(None, head, other_head).ratio()
+        return _ratio(last, other_last), _ratio(head, other_head)
 
-    best = max(known, key=score)
-    return best if score(best)[0] >= 0.6 else None
+    best = max(known, key=likeness)
+    return best if likeness(best)[0] >= 0.6 else None
 
 
-def _likeness(short: str, full: str) -> float:
-    """How well one name stands for another, from 0 to 1; initials (`lr`) and some of the words (`batch_size`) count."""
-    words = full.split("_")
-    if short != full and short == "".join(word[:1] for word in words):
-        return 0.75
-    if short != full and set(short.split("_")) <= set(words):
-        return 0.7
-    return difflib.SequenceMatcher(None, short, full).ratio()
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def first_leaf(key: str, value: Any) -> str:
-    """The dotted key of the first value inside `value`."""
+    """The first dotted key under an unknown section, which says more about what was meant than the section alone."""
     while isinstance(value, dict) and value:
         inner = next(iter(value))
         key, value = f"{key}.{inner}", value[inner]
@@ -176,10 +216,3 @@ def show(value: Any) -> str:
         return "null"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-def same_kind(value: Any, old: Any) -> bool:
-    """Whether a config's field of value `old` can take `value`; an integer is a number too."""
-    if isinstance(old, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(old)

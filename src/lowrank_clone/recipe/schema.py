@@ -3,19 +3,18 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from ..data.config import DataConfig
-from ..errors import InputError
 from ..objective.objective import Objective
+from ..ranges import Range
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 ParameterizationKind = Literal["projected", "dense", "core"]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+Step = Annotated[int, AfterValidator(Range(0, 1e9, whole=True))]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -36,7 +35,7 @@ class TeacherConfig:
 class StudentConfig:
     """The model that is trained: the teacher's architecture with a narrower residual stream."""
 
-    hidden_size: int = Field(gt=0)
+    hidden_size: Annotated[int, AfterValidator(Range(4, 1_000_000, whole=True))]
     """Residual width d_S of the student; smaller than the teacher's."""
     dtype: Dtype = "auto"
     """Type of the student's weights (the factors are float32 always); auto is as for the teacher."""
@@ -48,9 +47,9 @@ class StudentConfig:
 class Ramp:
     """A value that changes linearly over the optimiser steps of a run."""
 
-    start: NonNegativeFloat
+    start: float
     """Value at the first step."""
-    end: NonNegativeFloat
+    end: float
     """Value at the last step."""
 
 
@@ -60,7 +59,7 @@ class Switch:
 
     kind: ParameterizationKind
     """Kind from `from_step` on."""
-    from_step: int = Field(default=0, ge=0)
+    from_step: Step = 0
     """Optimiser step before which the switch happens."""
 
 
@@ -70,7 +69,7 @@ class TapsConfig:
 
     off: list[str] = Field(default_factory=list)
     """Taps to leave out: q, k, v, gate, up, attn_out, ffn_out, or the name of a module such as qkv_proj."""
-    layers: list[int] | None = Field(default=None, min_length=2, max_length=2)
+    layers: Annotated[list[Step], Field(min_length=2, max_length=2)] | None = None
     """First and last layer whose taps are compared, counted from 0; null is all."""
 
 
@@ -78,7 +77,7 @@ class TapsConfig:
 class CalibrationConfig:
     """How a start looks at the teacher."""
 
-    tokens: int = Field(default=16_384, gt=0)
+    tokens: Annotated[int, AfterValidator(Range(1, 1e9, whole=True))] = 16_384
     """Tokens of training text that the start reads; `channels` reads 15 sequences of them at most."""
     basis: Literal["reads", "channels", "pca"] = "reads"
     """Basis of the student's residual stream under init: calibrated."""
@@ -101,7 +100,7 @@ class MethodConfig(Objective):
     """Start of the factors: random is LRC, channels is RED, calibrated is this library's closed-form start."""
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     """Text and basis of the starts `channels` and `calibrated`."""
-    factor_std: float = Field(default=0.02, gt=0)
+    factor_std: Annotated[float, AfterValidator(Range(1e-8, 10))] = 0.02
     """Standard deviation of the factors' random start."""
     start_from: str | None = None
     """Folder of an earlier run or checkpoint of the same plan whose factors are the start, in place of `init`."""
@@ -130,23 +129,19 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+# How long a run is may be said in one of these ways.
+LENGTHS = ("total_tokens", "max_steps", "num_train_epochs")
+
+
 @dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
     """Arguments of the Trainer, and the length of training in tokens."""
 
-    total_tokens: Annotated[int, BeforeValidator(_whole), Field(gt=0)] | None = None
+    total_tokens: Annotated[int, BeforeValidator(_whole), AfterValidator(Range(1, 1e15, whole=True))] | None = None
     """Tokens to train on; sets max_steps from the tokens of one step, rounded up."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Fields of transformers.TrainingArguments, and `muon`, `muon_momentum` and `log_taps` of CloneArguments; in YAML
     these keys stand in the section itself."""
-
-    def __post_init__(self) -> None:
-        rivals = [key for key in ("max_steps", "num_train_epochs") if self.arguments.get(key, -1) > 0]
-        if self.total_tokens is not None and rivals:
-            raise InputError(
-                f"training.{rivals[0]}: got {self.arguments[rivals[0]]} beside training.total_tokens, expected only "
-                "one of the two; remove it, or set training.total_tokens to null"
-            )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,19 +1,79 @@
-"""From the recipe's `training` section to `CloneArguments`."""
+"""From the recipe's `training` section to `CloneArguments`: names, types and ranges, and the length in steps."""
 
 import functools
 import json
 import math
-import types
-import typing
-from enum import Enum
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from ..errors import InputError
-from ..training.arguments import TRAINING_FIELDS, CloneArguments
+from ..ranges import Range
+from .fields import training_fields
 from .messages import unknown_key, wrong_value
 from .schema import Recipe
+
+_COUNT = Range(1, 1_000_000, whole=True)
+_SHARE = Range(0, 1)
+_SEED = Range(0, 2**32 - 1, whole=True)
+# Every number that `TrainingArguments` and `CloneArguments` take (a test holds the list complete). They are far beyond
+# what anybody trains with; outside them is a slip, or transformers would take the number for "not given".
+RANGES: dict[str, Range] = {
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "num_train_epochs": Range(0, 1e6, above=True),
+    "max_steps": Range(1, 1e9, whole=True, also=(-1,)),
+    "learning_rate": Range(0, 10),
+    # A warm-up over a third of the run or more is hardly meant: .5 is half of the run, not half a step.
+    "warmup_steps": Range(0, 1e9, whole=True, share=0.3),
+    "weight_decay": Range(0, 10),
+    "adam_beta1": Range(0, 0.99999),
+    "adam_beta2": Range(0, 0.9999999),
+    "adam_epsilon": Range(0, 1, above=True),
+    "muon_momentum": Range(0, 0.99999),
+    "max_grad_norm": Range(0, 1e6),
+    "label_smoothing_factor": _SHARE,
+    "neftune_noise_alpha": Range(0, 1000),
+    "torch_empty_cache_steps": _COUNT,
+    "logging_steps": Range(1, 1e9, whole=True, share=1),
+    "eval_steps": Range(1, 1e9, whole=True, share=1),
+    "save_steps": Range(1, 1e9, whole=True, share=1),
+    "eval_delay": Range(0, 1e9),
+    "eval_accumulation_steps": _COUNT,
+    "save_total_limit": _COUNT,
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": Range(0, 256, whole=True),
+    "dataloader_prefetch_factor": Range(1, 10_000, whole=True),
+    "ddp_bucket_cap_mb": _COUNT,
+    "ddp_timeout": Range(1, 1e7, whole=True),
+    "local_rank": Range(0, 65_535, whole=True, also=(-1,)),
+}
+
+
+def check_training_argument(key: str, value: Any) -> None:
+    """Check one field of `CloneArguments` without importing it.
+
+    Raises:
+        InputError: There is no such field, or its value has the wrong type or is out of range.
+    """
+    if key not in training_fields():
+        raise unknown_key(f"training.{key}", reason="it is no field of transformers.TrainingArguments either")
+    try:
+        # Of pydantic's strict modes only the one for JSON takes a list for a tuple and an integer for a number.
+        _adapter(key).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise InputError(wrong_value(("training", key), value, error.errors())) from None
+
+
+@functools.cache
+def _adapter(key: str) -> TypeAdapter[Any]:
+    hint = training_fields()[key].hint
+    if key in RANGES:
+        limit = RANGES[key]
+        hint = Annotated[hint, AfterValidator(lambda value: value if value is None else limit(value))]
+    return TypeAdapter(hint)
 
 
 def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
@@ -34,45 +94,7 @@ def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
 def batch_sizes(recipe: Recipe) -> tuple[int, int]:
     """Sequences of a micro-batch on one device, and micro-batches of an optimiser step."""
     batch, accumulation = (
-        recipe.training.arguments.get(key, TRAINING_FIELDS[key].default)
+        recipe.training.arguments.get(key, training_fields()[key].default)
         for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
     )
     return batch, accumulation
-
-
-_TRAINING_LIMITS = {
-    "learning_rate": Field(ge=0),
-    "per_device_train_batch_size": Field(gt=0),
-    "per_device_eval_batch_size": Field(gt=0),
-    "gradient_accumulation_steps": Field(gt=0),
-    "muon_momentum": Field(ge=0, lt=1),
-}
-
-
-def check_training_argument(key: str, value: Any) -> None:
-    """Refuse a field that `TrainingArguments` has not, or a value that the field does not take.
-
-    Raises:
-        InputError: In one line, with the nearest known field.
-    """
-    if key not in TRAINING_FIELDS:
-        raise unknown_key(f"training.{key}", reason="it is no field of transformers.TrainingArguments either")
-    try:
-        _training_adapter(key).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        raise InputError(wrong_value(("training", key), value, error.errors())) from None
-
-
-@functools.cache
-def _training_adapter(key: str) -> TypeAdapter[Any]:
-    hint = _without_free_text(typing.get_type_hints(CloneArguments)[key])
-    return TypeAdapter(Annotated[hint, _TRAINING_LIMITS[key]] if key in _TRAINING_LIMITS else hint)
-
-
-def _without_free_text(hint: Any) -> Any:
-    """An enum's values are the only text that `TrainingArguments` takes, though it annotates `SomeEnum | str`."""
-    options = typing.get_args(hint)
-    is_union = typing.get_origin(hint) in (Union, types.UnionType)
-    if is_union and any(isinstance(option, type) and issubclass(option, Enum) for option in options):
-        return Union[tuple(option for option in options if option is not str)]  # noqa: UP007 - built at run time
-    return hint

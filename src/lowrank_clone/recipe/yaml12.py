@@ -7,42 +7,76 @@ from typing import Any
 
 import yaml
 
-from ..errors import InputError
+from ..errors import InputError, one_line
+
+# More than any recipe holds, and what the aliases of a small file could otherwise be unfolded to without end.
+_MOST_NODES = 100_000
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Text to plain values.
+    """The document as plain values, every alias with a copy of its own, so that an override changes one place.
 
     Raises:
-        InputError: It is no valid YAML, or holds what is no text, number, boolean, null, list or mapping.
+        InputError: It is no YAML, or holds what no recipe can: keys that are no text or stand twice, dates, sets,
+            a node inside itself, more than 100,000 values, or thousands of levels.
     """
+    shown = one_line(name, 200)
     try:
-        tree = yaml.load(text, Loader=Loader)
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return json.loads(json.dumps(loader.construct_document(node)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{name}{where}: {error.problem or error.context}; expected valid YAML") from None
+        raise InputError(f"{shown}{where}: {error.problem or error.context}; expected valid YAML") from None
     except yaml.reader.ReaderError as error:
-        raise InputError(f"{name}: {error.reason} (at character {error.position}); expected valid YAML") from None
-    try:
-        # Also gives each alias a copy of its own, so that an override changes one place.
-        return json.loads(json.dumps(tree))
+        raise InputError(f"{shown}: {error.reason} (at character {error.position}); expected valid YAML") from None
+    except RecursionError:
+        raise InputError(f"{shown}: nested too deeply; expected a recipe's few levels") from None
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: {error}; expected text, numbers, true, false, null, lists and mappings") from None
+        raise InputError(f"{shown}: {error}; expected text, numbers, true, false, null, lists and mappings") from None
+
+
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many values a node has once its aliases are unfolded."""
+    if id(node) in counts:
+        if counts[id(node)] == 0:
+            raise yaml.MarkedYAMLError(problem="an alias stands inside what it names", problem_mark=node.start_mark)
+        return counts[id(node)]
+    counts[id(node)] = 0
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    total = 1 + sum(_count(part, counts) for part in inner)
+    if total > _MOST_NODES:
+        raise yaml.MarkedYAMLError(
+            problem=f"more than {_MOST_NODES:,} values, aliases unfolded", problem_mark=node.start_mark
+        )
+    counts[id(node)] = total
+    return total
 
 
 class Loader(yaml.SafeLoader):
     """YAML 1.2 scalars, text keys only, and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are text, each once."""
+        """The mapping of a node.
+
+        Raises:
+            MarkedYAMLError: A key is no text, or stands twice.
+        """
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = key_node.value
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 raise yaml.MarkedYAMLError(problem=f"key {key!s:.40} is not text", problem_mark=key_node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"duplicate key `{key}`", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key `{key:.40}`", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 

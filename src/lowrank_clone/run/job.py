@@ -16,9 +16,9 @@ from ..execution.checkpointing import checkpointing_options
 from ..plan.architecture import decoder_config
 from ..plan.classify import make_plan
 from ..plan.roles import Plan
-from ..recipe.load import check_student_overrides
 from ..recipe.method import check_method
 from ..recipe.schema import Recipe
+from ..recipe.student import check_student_overrides
 from ..recipe.training import training_arguments
 from ..training.arguments import CloneArguments
 from ..training.checkpoint import FACTORS_FILE, check_plan, last_checkpoint

@@ -1,0 +1,59 @@
+"""What values a number of the user's may have, checked and said in one way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `low` to `high`, both included unless `above` says that `low` itself is not.
+
+    A callable that returns the value it is given, so that it can stand as a validator in an annotation.
+
+    Raises:
+        ValueError: On a call with a number that is outside or not finite; the text says what was expected.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+    above: bool = False
+    also: tuple[float, ...] = ()
+    """Single values beside the range that have a meaning of their own, such as -1 for no limit."""
+    share: float | None = None
+    """For a number of steps: numbers above 0 and below this are a share of the run instead."""
+
+    def __call__(self, value: float) -> float:
+        """The value itself, if the range holds it."""
+        if not self.holds(value):
+            raise ValueError(f"expected {self}")
+        return value
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is finite and one of those described."""
+        if value in self.also:
+            return True
+        if not math.isfinite(value):
+            return False
+        if self.share is not None and 0 < value < self.share:
+            return True
+        if self.whole and value != int(value):
+            return False
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low, high = shown(self.low), shown(self.high)
+        text = f"{kind} above {low} and up to {high}" if self.above else f"{kind} from {low} to {high}"
+        if self.share is not None:
+            text += f", or a share of the run above 0 and below {shown(self.share)}"
+        return " or ".join([text, *map(shown, self.also)])
+
+
+def shown(number: float) -> str:
+    """A bound as people write it: 10,000, 0.01, 1e-12."""
+    if number == int(number) and abs(number) < 1e12:
+        return f"{int(number):,}"
+    return f"{number:g}"
