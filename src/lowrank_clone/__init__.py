@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .objective.tokens import count_tokens
     from .plan.classify import make_plan
     from .plan.roles import Plan
+    from .starts.calibrated import calibrated_start
+    from .starts.channels import channels_start
+    from .starts.random import random_start
     from .training.arguments import CloneArguments
     from .training.optim import MuonAdamW, bind
     from .training.trainer import CloneTrainer
@@ -34,8 +37,11 @@ __all__ = [
     "Objective",
     "Plan",
     "bind",
+    "calibrated_start",
+    "channels_start",
     "count_tokens",
     "make_plan",
+    "random_start",
 ]
 
 _HOMES = {
@@ -48,8 +54,11 @@ _HOMES = {
     "Objective": "objective.objective",
     "Plan": "plan.roles",
     "bind": "training.optim",
+    "calibrated_start": "starts.calibrated",
+    "channels_start": "starts.channels",
     "count_tokens": "objective.tokens",
     "make_plan": "plan.classify",
+    "random_start": "starts.random",
 }
 
 

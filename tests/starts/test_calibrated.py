@@ -14,11 +14,9 @@ from lowrank_clone.factors.bases import Projected
 from lowrank_clone.model import CloneModel
 from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.plan.roles import Plan
-from lowrank_clone.starts.blockwise import BlockRunner, Spool
 from lowrank_clone.starts.calibrated import calibrated_start
-from lowrank_clone.starts.norms import find_norms
+from lowrank_clone.starts.calibration.norms import find_norms
 from lowrank_clone.starts.random import random_start
-from lowrank_clone.starts.regression import Ridge, tied_gains
 
 WIDTH = 16
 TEXT = list(batch(32, 32, seed=5).split(8))
@@ -154,69 +152,3 @@ def test_refusals(change: dict, message: str) -> None:
 def test_pca_with_a_tied_head_is_refused() -> None:
     with pytest.raises(InputError, match=r"`pca` does not go with a tied head.*use `reads`"):
         start(tiny_model("gemma"), basis="pca")
-
-
-def test_replay_agrees_with_a_whole_pass() -> None:
-    model, ids = tiny_model("gemma2"), batch()
-    replay = BlockRunner(model, ids)
-    with torch.no_grad():
-        stream = replay.start(ids)
-        for index in range(len(replay.blocks)):
-            stream = replay.block(index, ids, stream).at(None)
-        caught = []
-        handle = model.lm_head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
-        model(ids)
-        handle.remove()
-        assert torch.equal(replay.head(ids, stream), caught[0])
-
-
-def test_replay_restores_a_block_that_fails() -> None:
-    model, ids = tiny_model("llama"), batch()
-    replay = BlockRunner(model, ids)
-    stream = replay.start(ids)
-    with pytest.raises(RuntimeError):
-        replay.block(1, ids, stream[..., :-1])
-    assert hooks(model) == 0 and not any("forward" in block.__dict__ for block in replay.blocks)
-
-
-def test_blocks_that_are_no_chain_are_refused() -> None:
-    model, ids = tiny_model("llama"), batch()
-    blocks = model.model.layers
-    blocks[1].register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
-    with pytest.raises(InputError, match="can't be run one at a time"):
-        BlockRunner(model, ids)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_spool_keeps_what_is_put_in(dtype: torch.dtype) -> None:
-    spool = Spool(torch.device("cpu"))
-    values = [torch.randn(2, 3, 4, dtype=dtype), torch.randn(1, 5, 4, dtype=dtype)]
-    for i, value in enumerate(values):
-        spool[i] = torch.zeros_like(value)
-        spool[i] = value
-    spool[0].add_(1)
-    assert all(torch.equal(spool[i], value) for i, value in enumerate(values))
-
-
-def test_ridge_is_the_normal_equation() -> None:
-    x, y, w = torch.randn(50, 5).double(), torch.randn(50, 3).double(), torch.rand(50, 1).double()
-    moments = Ridge()
-    for part in range(5):
-        rows = slice(10 * part, 10 * part + 10)
-        moments.add(x[rows], y[rows], w[rows])
-    lam = 0.1 * (w * x).square().sum() / 5
-    stacked = torch.cat([w * x, lam.sqrt() * torch.eye(5)])
-    expected = torch.linalg.lstsq(stacked, torch.cat([w * y, torch.zeros(5, 3)])).solution
-    assert torch.allclose(moments.solve(0.1), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_tied_gains_are_least_squares_of_the_logits(with_bias: bool) -> None:
-    z, head, gains = torch.randn(6, 4), torch.randn(30, 6), torch.randn(4)
-    bias = torch.randn(4) * with_bias
-    u = torch.randn(200, 4) + 1
-    moments = Ridge()
-    moments.add(u, (gains * u + bias) @ z.T)
-    found = tied_gains(moments, z, head, with_bias, 1e-4)
-    for got, expected in zip(found, (gains, bias), strict=True):
-        assert torch.allclose(got.float(), expected, atol=1e-2)

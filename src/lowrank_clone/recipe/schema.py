@@ -1,7 +1,7 @@
 """The recipe's dataclasses: one strict section each for teacher, student, method, data and training."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -9,11 +9,16 @@ from pydantic.dataclasses import dataclass
 from ..data.config import DataConfig
 from ..objective.objective import Objective
 from ..ranges import Range
+from ..starts.registry import STARTS, StreamBasis
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 ParameterizationKind = Literal["projected", "dense", "core"]
+if TYPE_CHECKING:
+    StartName = str
+else:
+    StartName = Literal[STARTS]
 Step = Annotated[int, AfterValidator(Range(0, 1e9, whole=True))]
 
 
@@ -79,7 +84,7 @@ class CalibrationConfig:
 
     tokens: Annotated[int, AfterValidator(Range(1, 1e9, whole=True))] = 16_384
     """Tokens of training text that the start reads; `channels` reads 15 sequences of them at most."""
-    basis: Literal["reads", "channels", "pca"] = "reads"
+    basis: StreamBasis = "reads"
     """Basis of the student's residual stream under init: calibrated."""
 
 
@@ -96,7 +101,7 @@ class MethodConfig(Objective):
     """Weight of T² times the KL, which is a mean over tokens: a number, or {start, end} for a linear change."""
     taps: TapsConfig = Field(default_factory=TapsConfig)
     """Which activations are compared; all unless said otherwise."""
-    init: Literal["random", "channels", "calibrated"] = "random"
+    init: StartName = "random"
     """Start of the factors: random is LRC, channels is RED, calibrated is this library's closed-form start."""
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     """Text and basis of the starts `channels` and `calibrated`."""

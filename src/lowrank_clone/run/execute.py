@@ -24,8 +24,7 @@ from ..recipe.load import dump_recipe
 from ..recipe.method import calibration_batches, clone_settings
 from ..recipe.schedule import MethodSchedule
 from ..report.curves import draw_curves
-from ..starts.calibrated import calibrated_start
-from ..starts.channels import channels_start
+from ..starts.registry import StartInputs, make_start
 from ..training.checkpoint import load_clone
 from ..training.metrics import MetricsFile, read_metrics
 from ..training.trainer import CloneTrainer
@@ -72,7 +71,7 @@ def make_clone(job: Job, blocks: Blocks | None) -> CloneModel:
         recipe.student.hidden_size,
         student=recipe.student.overrides,
         dtype=resolve_dtype(recipe.student.dtype, device),
-        start=make_start(job, teacher, blocks),
+        start=choose_start(job, teacher, blocks),
         seed=job.arguments.seed,
         **clone_settings(job.plan, recipe.method),
     )
@@ -83,31 +82,29 @@ def make_clone(job: Job, blocks: Blocks | None) -> CloneModel:
     return clone
 
 
-def make_start(job: Job, teacher: PreTrainedModel, blocks: Blocks | None) -> Start:
-    """Where the recipe lets the factors start; what resumes or follows an earlier run loads them later.
+def choose_start(job: Job, teacher: PreTrainedModel, blocks: Blocks | None) -> Start:
+    """Where the recipe lets the factors start.
 
-    Which factors there are is decided here for a resumed run too: a student from scratch has none of the teacher's.
+    A resumed run passes through here too: whether factors come from the teacher (`random`, until the checkpoint's are
+    loaded) or not (`scratch`) must match its checkpoint.
     """
-    method = job.recipe.method
-    share_head = method.head_factor == "embedding"
+    method, arguments = job.recipe.method, job.arguments
     if method.baseline in ("scratch", "logit_kd"):
         return "scratch"
     if job.checkpoint is not None or job.start_from is not None:
         return "random"
     assert blocks is not None
-    if method.baseline == "channels_dense" or method.init == "channels":
-        return channels_start(teacher, job.plan, calibration_batches(blocks.train, method), share_head=share_head)
-    if method.init == "calibrated":
-        batches = calibration_batches(blocks.train, method)
-        return calibrated_start(
-            teacher,
-            job.plan,
-            batches,
-            basis=method.calibration.basis,
-            share_head=share_head,
-            progress=not job.arguments.disable_tqdm,
-        )
-    return "random"
+    inputs = StartInputs(
+        teacher,
+        job.plan,
+        calibration_batches(blocks.train, method),
+        share_head=method.head_factor == "embedding",
+        factor_std=method.factor_std,
+        seed=arguments.seed,
+        basis=method.calibration.basis,
+        progress=arguments.process_index == 0 and not arguments.disable_tqdm,
+    )
+    return make_start("channels" if method.baseline == "channels_dense" else method.init, inputs)
 
 
 def prepare_data(job: Job) -> Blocks:

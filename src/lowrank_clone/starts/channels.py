@@ -14,23 +14,22 @@ times `sqrt(d_T / d_S)` keep what the reads see at the teacher's scale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..hooks import hooked
 from ..objective.evaluate import evaluating
 from ..objective.head import read_head
 from ..plan.layers import model_blocks
 from ..plan.roles import Plan
-from .blockwise import Call, first_stream
-from .norms import Norm, find_norms, outer_norms
-from .regression import to_float64
-from .trial_student import TrialStudent, one_hot, round_to_one
+from ..precision import to_float64
+from .calibration.blockwise import first_stream, watch_calls
+from .calibration.norms import Norm, find_norms, outer_norms
+from .calibration.trial_student import TrialStudent, one_hot, round_to_one
+from .registry import StartInputs
 
 
 def channels_start(
@@ -38,17 +37,22 @@ def channels_start(
 ) -> dict[str, Tensor]:
     """Factors that select the teacher's most active channels (RED, arXiv 2605.29327; see `channels.py`).
 
+        plan = make_plan(teacher.config, hidden_size=384)
+        clone = CloneModel(teacher, 384, start=channels_start(teacher, plan, [ids]))     # ids: [rows, length]
+
     Args:
+        teacher: Any decoder language model; it is left as it was.
+        plan: The plan of the clone, `make_plan(teacher.config, hidden_size)`.
         batches: Token ids [batch, length], on any device.
         sequences: How many of their sequences are looked at (all, if there are fewer); 15 are enough (RED).
-        share_head: An untied LM head is to have the embedding's factor.
+        share_head: Whether an untied LM head has the embedding's factor.
 
     Returns:
         One-hot factors [d_T, d_S] and vectors [d_S] by the student's parameter name, float32 on the teacher's device.
         The embedding's is scaled where the family derives an embedding scale from the width.
 
     Raises:
-        InputError: There is no text.
+        InputError: There is no text, or the teacher's activations are not finite.
     """
     rows = [row[None] for ids in batches for row in ids][:sequences]
     if not rows:
@@ -61,23 +65,20 @@ def channels_start(
 @torch.no_grad()
 def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: int) -> Tensor:
     """Indices of the `count` most active channels of the teacher's stream, ascending, [count]."""
-    blocks = [teacher.get_submodule(name) for name in model_blocks(teacher)]
-    squares: list[Tensor | float] = [0.0] * (len(blocks) + 1)
+    blocks = model_blocks(teacher)
+    points = ["into the first block", *blocks]
+    squares: dict[str, Tensor | float] = dict.fromkeys(points, 0.0)
 
-    def see(point: int, stream: Tensor) -> None:
+    def add(point: str, stream: Tensor) -> None:
         squares[point] = squares[point] + to_float64(stream.float().abs().mean(1)).square().sum(0)  # [d_T]
 
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        see(0, Call(args, kwargs).x)
-
-    def leave(point: int) -> Callable[..., None]:
-        return lambda module, args, kwargs, output: see(point, Call(args, kwargs, output).y)
-
-    after = [(block, leave(index)) for index, block in enumerate(blocks, start=1)]
-    with hooked([(blocks[0], enter)], "before"), hooked(after, "after"):
+    with (
+        watch_calls(teacher, blocks[:1], lambda name, call: add(points[0], call.x), "before"),
+        watch_calls(teacher, blocks, lambda name, call: add(name, call.y)),
+    ):
         for ids in batches:
             teacher(input_ids=ids, use_cache=False)
-    scores = torch.stack([torch.as_tensor(square).sqrt() for square in squares]).mean(0)
+    scores = torch.stack([torch.as_tensor(square).sqrt() for square in squares.values()]).mean(0)
     return scores.topk(count).indices.sort().values
 
 
@@ -86,16 +87,16 @@ def select(teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], shar
     """The start as a whole, on checked input: factors and vectors by the student's parameter name."""
     trial, sample = TrialStudent(teacher, plan, share_head), batches[0][:1]
     kept = select_channels(teacher, batches, plan.student_width).to(teacher.device)
-    trial.set_all(one_hot(kept, plan.teacher_width))
+    trial.set_factors(one_hot(kept, plan.teacher_width))
     norms = find_norms(trial.student, plan, sample)
     for role in plan.of_kind("vector"):
-        trial.set_vector(role.name, trial.basis[role.name][kept])
+        trial.set_vector(role.name, trial.teacher_weights[role.name][kept])
     scale = (plan.teacher_width / plan.student_width) ** 0.5
     gains = {norm.module: trial.teacher_gain(norm)[kept] * scale for norm in norms.values()}
     _match_constants(teacher, trial, norms, gains, sample)
     for norm in norms.values():
         trial.set_norm(norm, gains[norm.module])
-    return trial.start()
+    return trial.result()
 
 
 def _match_constants(
@@ -108,7 +109,12 @@ def _match_constants(
     if first is None:
         ours, theirs = first_stream(trial.student, ids), first_stream(teacher, ids).float() @ z
         ratio = round_to_one(float((ours * theirs).sum() / ours.square().sum().clamp_min(1e-30)))
-        trial.set(trial.embedding, z * ratio)
+        trial.set_factor(trial.embedding, z * ratio)
     if last is not None:
         scale = read_head(teacher).scale / read_head(trial.student).scale
         gains[last.module] = gains[last.module] * (scale / ratio if trial.tied else scale)
+
+
+def start(inputs: StartInputs) -> dict[str, Tensor]:
+    """`method.init: channels`."""
+    return channels_start(inputs.teacher, inputs.plan, inputs.batches, share_head=inputs.share_head)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...precision import to_float64
+
 
 class Ridge:
     """`argmin_A  sum_i w_i^2 |x_i A - y_i|^2 + lam * mean(diag X'X) * |A|^2`,  x: [n, p], y: [n, q], A: [p, q].
@@ -82,11 +84,6 @@ def tied_gains(moments: Ridge, z: Tensor, weight: Tensor, with_bias: bool, lam: 
         return gains, torch.zeros_like(gains)
     missing = (seen.mT @ moments.sy - inner @ (gains * moments.sx)) / moments.count
     return gains, damped_solve(inner, missing, lam)
-
-
-def to_float64(x: Tensor) -> Tensor:
-    """`x` in float64, on the CPU where its device has none."""
-    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 def damped_solve(xx: Tensor, xy: Tensor, lam: float) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..plan.layers import model_blocks
-from ..plan.roles import Plan, Role
+from ...plan.layers import model_blocks
+from ...plan.roles import Plan, Role
 from .blockwise import Call, watch_calls
 
 
@@ -39,6 +39,11 @@ def unit(x: Tensor, center: bool = False) -> Tensor:
     if center:
         x = x - x.mean(-1, keepdim=True)
     return x / x.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def inverse_rms(x: Tensor) -> Tensor:
+    """One over each token's root mean square over channels, [n, 1] float32, of `x` [..., d]."""
+    return x.flatten(0, -2).float().square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12).reciprocal()
 
 
 @torch.no_grad()
