@@ -71,10 +71,11 @@ def naive_objective(
                 output = F.linear(given, module.weight, module.bias)
             elif tap.kind == "write":
                 target = target @ factors[tap.name]
-            kept = valid.flatten()
-            output, target = output.flatten(0, -2)[kept], target.flatten(0, -2)[kept]
-            scale = target.detach().square().mean() if clone_normalization == "target" else 1.0
-            losses[tap.name] = losses[tap.name] + (output - target).square().mean() / scale
+            # Some experts run on every token, once for each expert; a token's squares are then summed over them.
+            output, target = (x.reshape(-1, valid.numel(), x.shape[-1]) for x in (output, target))
+            output, target = output[:, valid.flatten()], target[:, valid.flatten()]
+            scale = target.detach().square().sum(0).mean() if clone_normalization == "target" else 1.0
+            losses[tap.name] = losses[tap.name] + (output - target).square().sum(0).mean() / scale
     total = torch.stack(list(losses.values())).sum()
     goal = clone.objective
     loss = goal.lm_weight * lm + goal.kl_weight * kl + goal.clone_weight * total
@@ -123,7 +124,7 @@ def run(
         def hook(module: nn.Module, args: Any, output: Any, name: str = tap.name, width: int = width) -> None:
             several = output if isinstance(output, tuple) else (output,)
             shown = next(tensor for tensor in several if tensor.is_floating_point() and tensor.shape[-1] == width)
-            seen[name].append((args[0], shown))
+            seen[name].append((args[0].clone(), shown.clone()))  # some families change them in place afterwards
 
         handles.append(model.get_submodule(tap.module).register_forward_hook(hook))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,15 +17,18 @@ from .execution.pair import Execution, Order
 from .factors.links import Targets, link_all
 from .factors.parameterize import check_kinds, reparameterize
 from .factors.student import build_student, check_teacher
-from .objective.comparison import Comparison, TargetSquares
+from .objective.comparison import Comparison, TargetSquares, call_name
 from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
 from .objective.objective import Objective
-from .objective.taps import calls, linear_of
+from .objective.probe import probe_taps
+from .objective.taps import linear_of
 from .objective.tokens import counted
 from .plan.classify import make_plan
 from .plan.roles import TapSpec
 from .starts.random import random_start
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -93,9 +97,11 @@ class CloneModel(nn.Module):
         self.plan = make_plan(teacher.config, hidden_size, student)
         self.teacher = teacher.requires_grad_(False).eval()
         wanted = [tap for tap in self.plan.taps if objective.clone_weight != 0 and (taps is None or taps(tap))]
-        with calls(teacher, wanted) as called:
-            self._teacher_head = read_head(teacher)
-        self.taps = tuple(tap for tap in wanted if tap.name in called)
+        self._teacher_head = read_head(teacher)
+        self.probe = probe_taps(teacher, self.plan.taps, self.plan.teacher_width)
+        self.taps = tuple(tap for tap in wanted if tap.name in self.probe.runs)
+        if reasons := self.probe.reasons(wanted):
+            logger.warning("%d taps are not compared: %s", len(wanted) - len(self.taps), reasons)
         self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if objective.attn_out_tap == "teacher" and tap.group == "attention"]
@@ -109,10 +115,12 @@ class CloneModel(nn.Module):
         self.kinds = check_kinds(self.plan, {})
         self.reparameterize(parameterization or {})
         self.factors.push()
-        squares = TargetSquares(tap.name for tap in self.taps)
+        runs = self.probe.runs
+        squares = TargetSquares(call_name(tap.name, i) for tap in self.taps for i in range(runs[tap.name].calls))
         self.target_squares = squares if objective.clone_normalization == "target" else None
         self._student_head = read_head(self.student)
-        self._execution = Execution(teacher, self.student, self.plan, execution)
+        changed = self.probe.changed | probe_taps(self.student, (), self.plan.student_width).changed
+        self._execution = Execution(teacher, self.student, self.plan, execution, changed)
 
     @property
     def config(self) -> Any:
@@ -154,7 +162,9 @@ class CloneModel(nn.Module):
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         optional = {"attention_mask": attention_mask, "position_ids": position_ids}
         inputs |= {key: value for key, value in optional.items() if value is not None}
-        compared = self._comparison(None if attention_mask is None and labels is None else valid, counts[1])
+        compared = self._comparison(
+            valid.numel(), None if attention_mask is None and labels is None else valid, counts[1]
+        )
 
         teach = self.objective.kl_weight != 0 or self.objective.clone_weight != 0
         student, teacher = self._execution.run(inputs, compared, teach)
@@ -188,11 +198,12 @@ class CloneModel(nn.Module):
         output.loss = total
         return output
 
-    def _comparison(self, valid: Tensor | None, count: Tensor | None) -> Comparison:
+    def _comparison(self, tokens: int, valid: Tensor | None, count: Tensor | None) -> Comparison:
         scales = None if self.target_squares is None else self.target_squares.scales(self.factors.pushes)
         taps = self.taps if self.objective.clone_weight != 0 else ()
         overwrite = self._execution.overwrites_targets
-        return Comparison(taps, dict(self.targets.items()), self._through, valid, count, scales, overwrite)
+        targets = dict(self.targets.items())
+        return Comparison(taps, self.probe.runs, tokens, targets, self._through, valid, count, scales, overwrite)
 
     @torch.no_grad()
     def measure_targets(self, batches: Iterable[Mapping[str, Tensor]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,9 +34,10 @@ def clone(
     attn: str = "eager",
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
+    fields: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> CloneModel:
-    teacher = tiny_model(family, dtype=dtype).to(device)
+    teacher = tiny_model(family, dtype=dtype, **(fields or {})).to(device)
     teacher.set_attn_implementation(attn)
     weights = {"temperature": TEMPERATURE, "kl_weight": KL_WEIGHT, "clone_weight": CLONE_WEIGHT}
     return CloneModel(teacher, 16, **weights, **options).train()
@@ -67,19 +69,27 @@ def checkpointed(model: CloneModel, recompute: str = "all") -> CloneModel:
     return model
 
 
-WAYS = {
+WAYS: dict[str, Callable[..., CloneModel]] = {
     "fused": clone,
-    "interleaved": lambda: clone(execution="interleaved"),
-    "checkpointed": lambda: checkpointed(clone()),
+    "interleaved": partial(clone, execution="interleaved"),
+    "checkpointed": lambda **family: checkpointed(clone(**family)),
     "compiled": compiled,
-    "compiled and interleaved": lambda: compiled(execution="interleaved"),
-    "compiled and checkpointed": lambda: checkpointed(compiled()),
-    "all three": lambda: checkpointed(compiled(execution="interleaved")),
-    "elementwise": lambda: checkpointed(clone(), "elementwise"),
-    "elementwise and interleaved": lambda: checkpointed(clone(execution="interleaved"), "elementwise"),
-    "elementwise and compiled": lambda: checkpointed(compiled(), "elementwise"),
-    "sdpa": lambda: clone(attn="sdpa"),
-    "elementwise and sdpa": lambda: checkpointed(clone(attn="sdpa"), "elementwise"),
+    "compiled and interleaved": partial(compiled, execution="interleaved"),
+    "compiled and checkpointed": lambda **family: checkpointed(compiled(**family)),
+    "all three": lambda **family: checkpointed(compiled(execution="interleaved", **family)),
+    "elementwise": lambda **family: checkpointed(clone(**family), "elementwise"),
+    "elementwise and interleaved": lambda **family: checkpointed(
+        clone(execution="interleaved", **family), "elementwise"
+    ),
+    "elementwise and compiled": lambda **family: checkpointed(compiled(**family), "elementwise"),
+    "sdpa": partial(clone, attn="sdpa"),
+    "elementwise and sdpa": lambda **family: checkpointed(clone(attn="sdpa", **family), "elementwise"),
+}
+# What the model changes in place after a tapped module has returned it: q, k and v are clamped; the routed experts are
+# added to the shared one's output.
+IN_PLACE: dict[str, dict[str, Any]] = {
+    "olmo": {"clip_qkv": 0.3, "hidden_size": 32},
+    "llama4_text": {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 40},
 }
 
 
@@ -94,6 +104,13 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 def test_every_way_gives_the_naive_result(way: str) -> None:
     # Rotary angles are float32, and each implementation of attention rounds its own way.
     assert_close(results(WAYS[way]()), naive_results(clone()), 1e-6 if "sdpa" in way else 1e-9)
+
+
+@pytest.mark.parametrize("way", ["fused", "interleaved", "all three", "elementwise", "elementwise and compiled"])
+@pytest.mark.parametrize("family", IN_PLACE)
+def test_what_a_family_changes_in_place_is_compared_as_it_was_returned(family: str, way: str) -> None:
+    fields = IN_PLACE[family]
+    assert_close(results(WAYS[way](family=family, fields=fields)), naive_results(clone(family, fields=fields)))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 24, 1000])

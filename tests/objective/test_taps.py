@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from lowrank_clone.errors import InputError
 from lowrank_clone.objective.comparison import Comparison, TargetSquares
 from lowrank_clone.objective.head import head_input, read_head
+from lowrank_clone.objective.probe import TapRuns
 from lowrank_clone.objective.taps import observe, tap_output
 from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.plan.roles import TapSpec
@@ -189,7 +190,8 @@ class Two(nn.Module):
 
 def compared(teacher_runs: int, student_runs: int) -> tuple[Comparison, Two, Two]:
     tap = TapSpec("linear.weight", "linear", "read", "ffn", 0, 6)
-    comparison = Comparison([tap], {}, {}, None, None, None)
+    runs = {tap.name: TapRuns(calls=max(teacher_runs, 1))}
+    comparison = Comparison([tap], runs, 3, {}, {}, None, None, None)
     teacher, student = Two(teacher_runs), Two(student_runs)
     with comparison.watch_teacher(lambda taps, see: observe(teacher, taps, 0, see)), torch.no_grad():
         teacher(torch.ones(3, 4))

@@ -8,7 +8,7 @@ same recording hooks, so that blocks of equal structure share their compiled cod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..objective.taps import Observer, observe, tap_output
+from ..hooks import floating, hooked
+from ..objective.taps import Observer, give_copy, observe, tap_output
 from ..plan.roles import TapSpec
 
 Recorded = tuple[tuple[int, Any, Any], ...]
@@ -29,11 +30,18 @@ class CompiledBlocks:
 
     Args:
         blocks: Names of the blocks. taps: All that will ever be observed. width: The model's residual width.
+        changed: Modules whose output is changed in place afterwards, of which the model gets a copy (`taps.observe`).
         options: Of `torch.compile`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, blocks: Iterable[str], taps: Iterable[TapSpec], width: int, **options: Any
+        self,
+        model: PreTrainedModel,
+        blocks: Iterable[str],
+        taps: Iterable[TapSpec],
+        width: int,
+        changed: Iterable[str] = (),
+        **options: Any,
     ) -> None:
         self._model, self._width = model, width
         self._observer: Observer | None = None
@@ -42,13 +50,16 @@ class CompiledBlocks:
         self._recorders: list[Callable[..., None]] = []
         self._inside: set[str] = set()
         self._call = torch.compile(self._recording_call(), **options)
+        hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
         for name in blocks:
             own = [tap for tap in taps if tap.module.startswith(name + ".")]
             self._inside.update(tap.name for tap in own)
-            for index, tap in enumerate(own):
-                model.get_submodule(tap.module).register_forward_hook(self._recorder(index))
+            hooks += [(model.get_submodule(tap.module), self._recorder(index)) for index, tap in enumerate(own)]
             block = model.get_submodule(name)
             block.forward = self._forward(block, own)
+        hooks += [(model.get_submodule(name), give_copy) for name in changed]
+        self._hooks = ExitStack()  # never left: compiled code has these hooks in it
+        self._hooks.enter_context(hooked(hooks, "after"))
 
     @contextmanager
     def observe(self, taps: Iterable[TapSpec], observer: Observer) -> Iterator[None]:
@@ -79,9 +90,9 @@ class CompiledBlocks:
         while len(self._recorders) <= index:
 
             def record(
-                module: nn.Module, args: tuple[Any, ...], output: Any, index: int = len(self._recorders)
+                module: nn.Module, args: Any, kwargs: Any, output: Any, index: int = len(self._recorders)
             ) -> None:
-                recorded.append((index, args[0] if args else None, output))
+                recorded.append((index, floating([*args, *kwargs.values()]), output))
 
             self._recorders.append(record)
         return self._recorders[index]

@@ -26,17 +26,28 @@ Order = Literal["sequential", "interleaved"]
 class Execution:
     """Runs the forward passes of both models up to the final hidden states, their taps compared on the way.
 
+    Args:
+        changed: Modules whose output either model changes in place after they have returned it (`objective/probe.py`).
+
     Raises:
         InputError: `order` is neither `sequential` nor `interleaved`.
     """
 
-    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, order: Order) -> None:
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        plan: Plan,
+        order: Order,
+        changed: frozenset[str] = frozenset(),
+    ) -> None:
         if order not in get_args(Order):
             raise InputError(f"execution: got {order!r}, expected one of {', '.join(get_args(Order))}")
         self._teacher, self._student, self._plan, self._order = teacher, student, plan, order
         self._blocks = model_blocks(student)
-        self._watch_teacher: Watch = lambda taps, see: observe(teacher, taps, plan.teacher_width, see)
-        self._watch_student: Watch = lambda taps, see: observe(student, taps, plan.student_width, see)
+        self._changed = changed
+        self._watch_teacher: Watch = lambda taps, see: observe(teacher, taps, plan.teacher_width, see, changed)
+        self._watch_student: Watch = lambda taps, see: observe(student, taps, plan.student_width, see, changed)
 
     @property
     def overwrites_targets(self) -> bool:
@@ -47,8 +58,9 @@ class Execution:
         """Compile each block of both models, with options of `torch.compile`."""
         taps = self._plan.taps
         widths = self._plan.teacher_width, self._plan.student_width
-        self._watch_teacher = CompiledBlocks(self._teacher, self._blocks, taps, widths[0], **options).observe
-        self._watch_student = CompiledBlocks(self._student, self._blocks, taps, widths[1], **options).observe
+        blocks, changed = self._blocks, self._changed
+        self._watch_teacher = CompiledBlocks(self._teacher, blocks, taps, widths[0], changed, **options).observe
+        self._watch_student = CompiledBlocks(self._student, blocks, taps, widths[1], changed, **options).observe
 
     def run(self, inputs: Mapping[str, Any], compared: Comparison, teach: bool) -> tuple[Tensor, Tensor | None]:
         """Final hidden states of the student [n, d_S] and, if it is to `teach`, of the teacher [n, d_T]."""

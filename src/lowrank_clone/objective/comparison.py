@@ -12,18 +12,23 @@ from torch import distributed as dist
 
 from ..errors import InputError
 from ..plan.roles import TapSpec
+from .probe import TapRuns
 from .tap_mse import tap_mse
 from .taps import Watch
+from .tokens import token_count
 
 
 class Comparison:
     """The taps of one forward pass: the teacher's outputs, each released once the student's has been compared with it.
 
     Args:
-        taps: What to compare; empty for nothing.
+        taps: What to compare; empty for nothing. runs: How each of them runs, by its name (see `probe.py`).
+        tokens: n, how many tokens the batch has.
         factors: The leaf of each student-width write's Z, by tap name.
         through: The teacher's (weight, bias) of each write that is compared at teacher width.
-        valid: [n] bool, or None for every token. count: What sums over tokens are divided by, its own if None.
+        valid: [n] bool, or None for every token. count: What sums over tokens are divided by; how many of the n count
+            unless given. A module that runs on every token several times has its squares added, as one that runs
+            several times in the pass.
         scales: What multiplies each tap's MSE, by tap name, `own` for one over its own target's mean square, or None.
         overwrite: Whether the teacher has done with its outputs when the student runs, so that their memory is free.
     """
@@ -31,6 +36,8 @@ class Comparison:
     def __init__(
         self,
         taps: Iterable[TapSpec],
+        runs: Mapping[str, TapRuns],
+        tokens: int,
         factors: Mapping[str, Tensor],
         through: Mapping[str, tuple[Tensor, Tensor | None]],
         valid: Tensor | None,
@@ -39,14 +46,18 @@ class Comparison:
         overwrite: bool = True,
     ) -> None:
         self._taps, self._factors, self._through, self._scales = list(taps), factors, through, scales
-        self._valid, self._count, self._overwrite = valid, count, overwrite
-        self._outputs: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._runs, self._tokens, self._valid, self._overwrite = runs, tokens, valid, overwrite
+        self._count: Tensor | int = tokens
+        if count is not None or valid is not None:
+            self._count = token_count(count, valid, torch.float32)
+        self._outputs: defaultdict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+        self._calls: defaultdict[str, int] = defaultdict(int)
         self.losses: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
 
     def watch_teacher(self, watch: Watch) -> AbstractContextManager[None]:
         """Keep the outputs of the teacher, which runs inside this context."""
-        return watch(self._taps, lambda tap, _, output: self._outputs[tap.name].append(output))
+        return watch(self._taps, self._keep)
 
     @contextmanager
     def watch_student(self, watch: Watch) -> Iterator[None]:
@@ -58,37 +69,66 @@ class Comparison:
         with watch(self._taps, self._compare):
             yield
         for tap in self._taps:
-            if tap.name not in self.losses or self._outputs[tap.name]:
+            if self._calls[tap.name] != self._runs[tap.name].calls or self._outputs[tap.name]:
                 raise InputError(
-                    f"tap `{tap.name}`: module `{tap.module}` did not run in both models; leave this tap out"
+                    f"tap `{tap.name}`: module `{tap.module}` did not run in both models as often as in a trial pass; "
+                    "leave this tap out"
                 )
+
+    def _keep(self, tap: TapSpec, _: Tensor, output: Tensor) -> None:
+        rows = self._runs[tap.name].copies * self._tokens
+        if len(output) != rows:
+            raise InputError(
+                f"tap `{tap.name}`: module `{tap.module}` returned {len(output)} rows for a batch of {self._tokens} "
+                f"tokens, expected {rows}; leave this tap out"
+            )
+        self._outputs[tap.name].append((output, _version(output)))
 
     def _compare(self, tap: TapSpec, given: Tensor, output: Tensor) -> None:
         if not self._outputs[tap.name]:
             raise InputError(f"tap `{tap.name}`: module `{tap.module}` did not run in the teacher; leave this tap out")
-        target, through = self._outputs[tap.name].pop(0), self._through.get(tap.name)
+        target, version = self._outputs[tap.name].pop(0)
+        if _version(target) != version:
+            raise InputError(
+                f"tap `{tap.name}`: the teacher changed what `{tap.module}` returned in place, which it did not do in "
+                "a trial pass; leave this tap out"
+            )
+        through, copies = self._through.get(tap.name), self._runs[tap.name].copies
+        call = call_name(tap.name, self._calls[tap.name])
+        self._calls[tap.name] += 1
         mse, square = tap_mse(
             output if through is None else given.reshape(-1, given.shape[-1]),
             target,
             factor=self._factors.get(tap.name),
             through=through,
-            valid=self._valid,
+            valid=self._valid if self._valid is None or copies == 1 else self._valid.repeat(copies),
             count=self._count,
-            scale=self._scales[tap.name] if isinstance(self._scales, Mapping) else None,
+            scale=self._scales[call] if isinstance(self._scales, Mapping) else None,
             own_scale=self._scales == "own",
             overwrite=self._overwrite,
             with_square=self._scales is not None,
         )
         self.losses[tap.name] = self.losses[tap.name] + mse if tap.name in self.losses else mse
         if square is not None:
-            self.squares[tap.name] = square
+            self.squares[call] = square
+
+
+def call_name(tap: str, call: int) -> str:
+    """What call number `call` of a tap's module in a pass is known by: each has a mean square of its own."""
+    return f"{tap}#{call + 1}" if call else tap
+
+
+def _version(tensor: Tensor) -> int:
+    """How often this tensor's memory has been changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class TargetSquares:
-    """Mean square of every tap's target: a running mean over optimiser steps (decay 0.9), each of all its tokens.
+    """Mean square of the target of every call of every tap.
 
-    A step's own mean is not known before its last micro-batch, so its losses are divided by the mean up to the step
-    before; only the first step uses its own. So accumulation divides every micro-batch by the same numbers.
+    A running mean over optimiser steps (decay 0.9), each of all its tokens. A step's own mean is not known before its
+    last micro-batch, so its losses are divided by the mean up to the step before; only the first step uses its own. So
+    accumulation divides every micro-batch by the same numbers.
     """
 
     decay = 0.9

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..hooks import hooked
 from ..precision import wide_dtype
 
 
@@ -77,15 +78,12 @@ def head_input(model: PreTrainedModel) -> Iterator[HeadInput]:
     """
     caught = HeadInput()
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         caught.hidden = args[0]
-        return (args[0][..., -1:, :], *args[1:])
+        return (args[0][..., -1:, :], *args[1:]), kwargs
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(before)
-    try:
+    with hooked([(model.get_output_embeddings(), before)], "before"):
         yield caught
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()
@@ -103,13 +101,12 @@ def read_head(model: PreTrainedModel) -> Head:
     wide = wide_dtype(model.dtype)
     sizes = torch.tensor([1e-3, 1e6, 1.0, 10.0, 100.0], dtype=wide, device=model.device)
     probe = sizes.view(1, -1, 1) * torch.linspace(-1, 1, model.config.vocab_size, dtype=wide, device=model.device)
-    handle = head.register_forward_hook(lambda module, args, output: probe)
     training = model.training
     try:
         ids = torch.zeros(1, len(sizes), dtype=torch.long, device=model.device)
-        logits = model.eval()(input_ids=ids, use_cache=False).logits.double()
+        with hooked([(head, lambda *_: probe)], "after"):
+            logits = model.eval()(input_ids=ids, use_cache=False).logits.double()
     finally:
-        handle.remove()
         model.train(training)
     shown = probe.double()
     scale = float((logits[0, 0] @ shown[0, 0]) / (shown[0, 0] @ shown[0, 0]))

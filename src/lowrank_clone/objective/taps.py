@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..hooks import floating, hooked
 from ..plan.roles import TapSpec
 
 Observer = Callable[[TapSpec, Tensor, Tensor], None]
-# How one model is observed: `observe` without its model and width, or its counterpart for compiled blocks.
+# How one model is observed: `observe` without its model, width and copies, or its counterpart for compiled blocks.
 Watch = Callable[[Iterable[TapSpec], Observer], AbstractContextManager[None]]
 
 
 @contextmanager
-def observe(model: nn.Module, taps: Iterable[TapSpec], width: int, observer: Observer) -> Iterator[None]:
+def observe(
+    model: nn.Module, taps: Iterable[TapSpec], width: int, observer: Observer, changed: Iterable[str] = ()
+) -> Iterator[None]:
     """Call `observer(tap, input [n, w_in], output [n, w])` whenever a tapped module of `model` runs.
 
     A module that runs again after this context is left, as gradient checkpointing makes it do, is not seen again.
-    `width` is the model's residual width, that of the writes' outputs.
+
+    Args:
+        width: The model's residual width, that of the writes' outputs.
+        changed: Modules whose output the model changes in place afterwards. The model is given a copy of it, so that
+            what was observed stays what the module returned, and a checkpoint that keeps it finds it unchanged.
     """
-    with ExitStack() as hooks:
-        for tap in taps:
-            module = model.get_submodule(tap.module)
-            hooks.callback(module.register_forward_hook(_hook(tap, width, observer)).remove)
+    hooks = [(model.get_submodule(tap.module), _hook(tap, width, observer)) for tap in taps]
+    copies = [(model.get_submodule(name), give_copy) for name in changed]
+    with hooked(hooks + copies, "after"):  # in this order: observers see what the module made itself
         yield
 
 
-@contextmanager
-def calls(model: nn.Module, taps: Iterable[TapSpec]) -> Iterator[set[str]]:
-    """Names of the taps whose module is called in this context; some only hold a weight that their parent uses."""
-    seen: set[str] = set()
-    with ExitStack() as hooks:
-        for tap in taps:
-            note = partial(lambda name, *_: seen.add(name), tap.name)
-            hooks.callback(model.get_submodule(tap.module).register_forward_hook(note).remove)
-        yield seen
+def give_copy(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    """A hook that lets the module's caller have a copy of what it returned."""
+    return tree_map_only(Tensor, torch.clone, output)
 
 
-def _hook(tap: TapSpec, width: int, observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def _hook(tap: TapSpec, width: int, observer: Observer) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         shown = tap_output(tap, width, output)
-        observer(tap, args[0] if args else shown, shown)
+        given = floating([*args, *kwargs.values()])
+        observer(tap, shown if given is None else given, shown)
 
     return hook
 
@@ -58,11 +60,10 @@ def tap_output(tap: TapSpec, width: int, output: Any) -> Tensor:
         InputError: There is none of the expected width.
     """
     expected = width if tap.kind == "write" else tap.inner
-    candidates = output if isinstance(output, (tuple, list)) else (output,)
-    for tensor in candidates:
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape[-1] == expected:
-            return tensor.reshape(-1, expected)
-    shapes = [list(t.shape) for t in candidates if isinstance(t, Tensor)]
+    shown = floating(output, expected)
+    if shown is not None:
+        return shown.reshape(-1, expected)
+    shapes = [list(t.shape) for t in tree_leaves(output) if isinstance(t, Tensor)]
     raise InputError(
         f"tap `{tap.name}`: module `{tap.module}` returned {shapes}, expected a tensor of {expected} channels; "
         f"leave this tap out"
