@@ -162,9 +162,8 @@ class CloneModel(nn.Module):
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         optional = {"attention_mask": attention_mask, "position_ids": position_ids}
         inputs |= {key: value for key, value in optional.items() if value is not None}
-        compared = self._comparison(
-            valid.numel(), None if attention_mask is None and labels is None else valid, counts[1]
-        )
+        every = attention_mask is None and labels is None
+        compared = self._comparison(valid.numel(), None if every else valid, counts[1])
 
         teach = self.objective.kl_weight != 0 or self.objective.clone_weight != 0
         student, teacher = self._execution.run(inputs, compared, teach)
