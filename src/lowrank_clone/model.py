@@ -26,6 +26,7 @@ from .objective.taps import linear_of
 from .objective.tokens import counted
 from .plan.classify import make_plan
 from .plan.roles import TapSpec
+from .precision import wide_dtype
 from .starts.random import random_start
 
 logger = logging.getLogger(__name__)
@@ -227,8 +228,25 @@ class CloneModel(nn.Module):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> CloneModel:
+        """Move or cast everything: the modules, the factors and their bases. Factors stay wide (`precision.py`)."""
+        before, dtype = dict(self.named_parameters(remove_duplicate=False)), self.student.dtype
         super()._apply(fn, recurse)
-        self.factors.to(self.student.device)
+        after = dict(self.named_parameters(remove_duplicate=False))
+        # Most moves keep the parameters and change what they hold; one to the meta device makes new ones.
+        successors = {id(old): after[name] for name, old in before.items()}
+        self.factors.follow(fn, successors, wide_dtype(self.student.dtype))
+        self._teacher_head, self._student_head = (
+            replace(head, weight=successors.get(id(head.weight), head.weight), bias=successors.get(id(head.bias)))
+            for head in (self._teacher_head, self._student_head)
+        )
+        self._through = {
+            name: (successors.get(id(weight), weight), successors.get(id(bias)))
+            for name, (weight, bias) in self._through.items()
+        }
+        if self.target_squares is not None:
+            self.target_squares.to(self.student.device)
+        if self.student.dtype != dtype:
+            self.factors.push(self.factors)
         return self
 
     def activation_checkpointing_enable(

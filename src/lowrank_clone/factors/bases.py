@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,6 +25,18 @@ class LinearMap(ABC):
         """`leaf <- generate(factor)`."""
         leaf.copy_(self.generate(factor))
 
+    @abstractmethod
+    def inverse(self, weight: Tensor) -> Tensor:
+        """The factor that generates the deployed tensor `weight`; a map that can't reach every tensor has none.
+
+        Raises:
+            ValueError: There is none.
+        """
+
+    @abstractmethod
+    def follow(self, move: Callable[[Tensor], Tensor], successor: Callable[[Tensor], Tensor]) -> None:
+        """Go where the models went: `move` what this map owns, take the `successor` of a parameter of the teacher."""
+
 
 class Identity(LinearMap):
     """`W = Z`: the deployed tensor itself is trained."""
@@ -36,6 +48,13 @@ class Identity(LinearMap):
     def adjoint(self, grad: Tensor) -> Tensor:
         """See `LinearMap.adjoint`."""
         return grad
+
+    def inverse(self, weight: Tensor) -> Tensor:
+        """The tensor itself."""
+        return weight
+
+    def follow(self, move: Callable[[Tensor], Tensor], successor: Callable[[Tensor], Tensor]) -> None:
+        """It holds nothing."""
 
 
 class Projected(LinearMap):
@@ -69,6 +88,14 @@ class Projected(LinearMap):
         columns = grad.movedim(self.axis, -1)  # [..., d_S]
         return rows.reshape(-1, rows.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
 
+    def inverse(self, weight: Tensor) -> Tensor:
+        """There is none."""
+        raise ValueError("a projected matrix reaches a part of all tensors only")
+
+    def follow(self, move: Callable[[Tensor], Tensor], successor: Callable[[Tensor], Tensor]) -> None:
+        """The basis is the teacher's."""
+        self.basis = successor(self.basis)
+
 
 class Core(LinearMap):
     """`W = [T U] Z`: `T` an orthonormal basis of the column space of the teacher's tensor, `U` of its complement.
@@ -91,6 +118,14 @@ class Core(LinearMap):
     def adjoint(self, grad: Tensor) -> Tensor:
         """See `LinearMap.adjoint`."""
         return self._rotate(grad, transpose=True)
+
+    def inverse(self, weight: Tensor) -> Tensor:
+        """`Q^T W`, as Q is orthonormal."""
+        return self.adjoint(weight)
+
+    def follow(self, move: Callable[[Tensor], Tensor], successor: Callable[[Tensor], Tensor]) -> None:
+        """The reflections are its own."""
+        self.reflections, self.scales = move(self.reflections), move(self.scales)
 
     def _rotate(self, tensor: Tensor, transpose: bool) -> Tensor:
         columns = tensor.movedim(self.axis, -1).contiguous()

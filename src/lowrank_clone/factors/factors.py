@@ -18,7 +18,7 @@ norm at 1.0 would never move.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,19 +136,56 @@ class Factors(MutableMapping[str, Tensor]):
             link.leaf.grad = None
             with matmul_precision(link.leaf):
                 pulled = link.basis.adjoint(grad.to(factor.dtype))
-            # A pulled identity is the leaf's own gradient: nobody else holds it once the leaf has let go.
+            # `Identity.adjoint` returns the leaf's gradient itself; reusing it is safe, as `leaf.grad` was set to None.
             factor.grad = pulled if factor.grad is None else factor.grad.add_(pulled)
 
-    def zero_grad(self) -> None:
-        """Drop the gradients of factors and leaves."""
+    @torch.no_grad()
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of every factor that has one, by name, [the factor's shape] and dtype.
+
+        It holds all micro-batches since the last optimiser step: what was pulled and what the leaves still hold. They
+        are copies and nothing is pulled, so that reading them at any time, and any number of times, changes no step.
+        Before clipping; in a process of several, its own part until the engine has reduced the leaves' gradients.
+        """
+        found = {name: factor.grad.clone() for name, factor in self._factors.items() if factor.grad is not None}
+        for link in self.links:
+            if link.leaf.grad is not None:
+                factor = self._factors[link.factor]
+                with matmul_precision(link.leaf):
+                    grad = link.basis.adjoint(link.leaf.grad.to(factor.dtype))
+                found[link.factor] = found[link.factor] + grad if link.factor in found else grad.clone()
+        return {name: found[name] for name in self._factors if name in found}
+
+    def zero_grad(self, keep: Container[int] = ()) -> None:
+        """Drop the gradients of factors and leaves, but for the factors whose identities are to be kept."""
         for factor in self._factors.values():
-            factor.grad = None
+            if id(factor) not in keep:
+                factor.grad = None
         for link in self.links:
             link.leaf.grad = None
 
-    def to(self, device: torch.device) -> None:
-        """Move the factors (the leaves and bases move with their models)."""
+    def follow(
+        self, fn: Callable[[Tensor], Tensor], successors: Mapping[int, nn.Parameter], dtype: torch.dtype
+    ) -> None:
+        """Go where the models went, bases included.
+
+        Args:
+            fn: What moved or cast their tensors.
+            successors: The models' parameters now, by the identity of those before.
+            dtype: The factors' own.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == dtype else tensor.to(moved.device, dtype)
+
+        def successor(tensor: Tensor) -> Tensor:
+            return successors.get(id(tensor), tensor)
+
         for factor in self._factors.values():
-            factor.data = factor.data.to(device)
+            factor.data = move(factor.data)
             if factor.grad is not None:
-                factor.grad.data = factor.grad.data.to(device)
+                factor.grad = move(factor.grad)
+        for basis in {id(link.basis): link.basis for link in self.links}.values():
+            basis.follow(move, successor)
+        self.links = [replace(link, leaf=successors.get(id(link.leaf), link.leaf)) for link in self.links]

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..plan.roles import Plan, Role
-from .bases import Core, Identity, LinearMap
+from .bases import Core, Identity, LinearMap, Projected
 from .factors import Factors, Link
 from .links import TARGET
 
 KINDS = ("projected", "dense", "core")
+# What a matrix of each kind can become with the same deployed weight. The others reach more than projected.
+BECOMES = {"projected": KINDS, "dense": ("dense", "core"), "core": ("dense", "core")}
 GROUPS = ("attention", "ffn", "experts", "embedding", "head")
 
 
@@ -46,6 +48,38 @@ def check_kinds(plan: Plan, kinds: Mapping[str, str]) -> dict[str, str]:
     return {group: kinds.get(group, "projected") for group in GROUPS if group in present}
 
 
+def check_start(theirs: Mapping[str, str], ours: Mapping[str, str], setting: str) -> None:
+    """Check that factors of the kinds `theirs` can be the start of a run whose kinds at its first step are `ours`.
+
+    | theirs    | ours      | the start is                                                               |
+    |-----------|-----------|----------------------------------------------------------------------------|
+    | projected | projected | their Z                                                                    |
+    | projected | dense     | the weight that their Z generates                                          |
+    | projected | core      | its coefficients in the complete basis, those of the complement 0          |
+    | dense     | dense     | their weight                                                               |
+    | dense     | core      | its coefficients in the complete basis                                     |
+    | core      | core      | their coefficients                                                         |
+    | core      | dense     | the weight that their coefficients generate                                |
+    | dense, core | projected | refused: no Z generates that weight, and training it densely was not asked for |
+
+    A switch later in the run changes nothing of this: until then the group is projected.
+
+    Args:
+        theirs, ours: Kind of each group; a group that is left out is projected.
+        setting: What the user said, for the message.
+
+    Raises:
+        InputError: A group is dense or core there and projected here.
+    """
+    for group, kind in theirs.items():
+        wanted = ours.get(group, "projected")
+        if wanted not in BECOMES[kind]:
+            raise InputError(
+                f"{setting}: its {group} matrices are `{kind}`, this run's start `{wanted}`, expected dense or core; "
+                f"no projected matrix is equal to them; set method.parameterization.{group} to {kind}"
+            )
+
+
 @torch.no_grad()
 def reparameterize(
     factors: Factors, plan: Plan, teacher: Mapping[str, Tensor], current: dict[str, str], kinds: Mapping[str, str]
@@ -62,7 +96,7 @@ def reparameterize(
     wanted = {**current, **check_kinds(plan, {**current, **kinds})}
     changed = {group for group in current if wanted[group] != current[group]}
     for group in sorted(changed):
-        if wanted[group] == "projected":
+        if wanted[group] not in BECOMES[current[group]]:
             raise InputError(
                 f"parameterization.{group}: `{current[group]}` can't go back to projected; it can reach more"
             )
@@ -78,9 +112,16 @@ def _switch(factors: Factors, role: Role, weight: Tensor, kind: str) -> None:
     value = own.basis.generate(factors[own.factor])
     if own.factor == role.name and any(link.factor == role.name and link is not own for link in factors.links):
         factors.rename(role.name, role.name + TARGET)
-    basis: LinearMap = Identity()
+    basis = linear_map(role, kind, weight, value.dtype)
+    factors.replace(role.name, basis.inverse(value), [Link(own.leaf, basis, role.name, role.name)])
+
+
+def linear_map(role: Role, kind: str, weight: Tensor, dtype: torch.dtype) -> LinearMap:
+    """The map that generates the parameter of `role`, whose tensor in the teacher is `weight`, from its factor."""
+    if kind == "projected":
+        assert role.axis is not None
+        return Projected(weight, role.axis)
     if kind == "core" and role.kind != "bias":
         assert role.axis is not None
-        basis = Core(weight, role.axis, value.dtype)
-        value = basis.adjoint(value)  # orthonormal: the adjoint is the inverse
-    factors.replace(role.name, value, [Link(own.leaf, basis, role.name, role.name)])
+        return Core(weight, role.axis, dtype)
+    return Identity()

@@ -170,6 +170,11 @@ class TargetSquares:
         """Forget the sums of a step that is given up."""
         self._sum = None
 
+    def to(self, device: torch.device) -> None:
+        """Move what it holds."""
+        self.mean = None if self.mean is None else self.mean.to(device)
+        self._sum = None if self._sum is None else self._sum.to(device)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The running mean and the sums of the step that is not folded yet."""
         return {key: value for key, value in (("mean", self.mean), ("sum", self._sum)) if value is not None}

@@ -61,4 +61,4 @@ class MethodSchedule(TrainerCallback):
         changed = {group: kind for group, kind in kinds.items() if clone.kinds[group] != kind}
         if changed:
             clone.reparameterize(changed)
-            refresh(getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"]), clone.factors)
+            refresh(kwargs["optimizer"], clone.factors)
