@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
+import datasets
+import huggingface_hub
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -20,8 +25,26 @@ from ..recipe.training import batch_sizes, training_arguments
 if TYPE_CHECKING:
     from ..inspection.sheets import Sheet
 
-# Tables and reports go to standard output, so that they can be piped.
-console = Console(highlight=False, soft_wrap=True)
+# Tables and reports go to standard output, so that they can be piped; there no column needs to be cut short. Markup is
+# off, since paths and names may hold brackets.
+_WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+console = Console(highlight=False, soft_wrap=True, markup=False, width=_WIDE)
+
+
+def quiet_bars() -> None:
+    """No progress bars of the libraries' where nobody watches them (a file, a pipe)."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+        huggingface_hub.utils.disable_progress_bars()
+
+
+def new_table(*columns: str, **options: Any) -> Table:
+    """A table whose cells are folded, never cut, where the terminal is narrow."""
+    table = Table(**options)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def print_plan(recipe: Recipe, plan: Plan) -> None:
@@ -36,7 +59,7 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
     )
     for line in remarks(plan):
         console.print(line)
-    table = Table("group", "kind", "tensors", "deployed parameters", "trained parameters", "reachable share")
+    table = new_table("group", "kind", "tensors", "deployed parameters", "trained parameters", "reachable share")
     for row in rows:
         share = "" if row.reachable is None else f"{row.reachable:.1%}"
         kind = "" if row.reachable is None else kinds.get(row.group, "projected")
@@ -83,7 +106,7 @@ def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> None:
     )
     cost = estimated(**recomputed)
     where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"
-    table = Table("cost", "figure", title=f"Cost model, one accelerator: {where}")
+    table = new_table("cost", "figure", title=f"Cost model, one accelerator: {where}")
     for label, figure in cost.rows():
         table.add_row(label, figure)
     console.print(table)

@@ -16,7 +16,8 @@ class SourceConfig:
     """One source of documents."""
 
     path: str
-    """File (.txt, .jsonl, .json of one object per line, these .gz, .parquet), folder or glob of these, or Hub name."""
+    """File (.txt, .jsonl, .json of one object per line, these .gz, .parquet), folder or glob of these, or Hub name.
+    In folders and globs, files of other kinds are left out, and hidden ones are never looked at."""
     name: str | None = None
     """Configuration of a Hub dataset."""
     split: str = "train"
@@ -25,6 +26,9 @@ class SourceConfig:
     """Column that holds the text."""
     chat_column: str | None = None
     """Column with a list of {role, content} messages, rendered by the chat template; replaces text_column."""
+    special_tokens: bool = False
+    """Whether what looks like a special token (`</s>`) is read as one, as in chats that are rendered already; else it
+    stays text."""
     weight: Annotated[float, AfterValidator(Range(1e-9, 1e9))] = 1.0
     """Relative number of tokens of this source in the mix; no token is repeated to reach it."""
     max_documents: _Count | None = None
@@ -55,7 +59,8 @@ class DataConfig:
     sequence_length: Annotated[int, AfterValidator(Range(2, 2**24, whole=True))] = 2048
     """Tokens per block."""
     validation: Annotated[float, AfterValidator(Range(0, 0.9, above=True))] | _Sources = 0.01
-    """Fraction of each source's documents to hold out, or sources of their own."""
+    """Fraction of each source's tokens to hold out, in whole documents and at least one block; or sources of their
+    own."""
     max_validation_blocks: _Count | None = 512
     """At most so many validation blocks; what is held out beyond them is not used at all."""
     on_error: Literal["raise", "skip"] = "raise"

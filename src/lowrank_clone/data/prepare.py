@@ -2,8 +2,8 @@
 
 1. `read_documents`: every source becomes an Arrow table of documents; a bad row is kept as data (`error`), so that
    counts survive caching and worker processes.
-2. `_tokenise`: document → `[bos] ids eos` (bos only where the tokenizer itself adds it).
-3. `_held_out`: whole documents go to validation, so no document is on both sides.
+2. `tokenise`: document → `[bos] ids eos` (bos only where the tokenizer itself adds it).
+3. `hold_out`: whole documents go to validation, so no document is on both sides.
 4. `_pack`: the documents of one source and one side are joined and cut into blocks; the remainder is dropped.
 5. `_mix`: blocks of all sources are interleaved. Blocks are equally long, so a share of blocks is a share of tokens.
 
@@ -11,29 +11,31 @@ A document is a row of a table, a line of JSON, or, for plain text, a file. A te
 blank lines into documents of about that size, so that one huge file can be held out from and is never whole in memory.
 """
 
-import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
-import jinja2
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .check import check_ids, check_sources, check_tokenizer, validation_sources
+from .check import check_sources, keyed_sources, named, one_document
 from .config import DataConfig, SourceConfig
+from .files import find_files
 from .read import DOCUMENTS_PER_BATCH, error_reason, find_origins, read_documents
 from .report import DataReport, Side, SourceReport
+from .tokenise import check_tokenizer, tokenise
 
 # `datasets` hashes importable functions by name only: raise this when documents, ids or blocks come out differently.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _DOCUMENT = Features({"text": Value("string"), "error": Value("string"), "fatal": Value("bool")})
-_TOKENISED = Features({"input_ids": List(Value("int32")), "error": Value("string")})
+_TOKENISED = Features({"input_ids": List(Value("int32")), "error": Value("string"), "spelt": Value("bool")})
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,21 @@ class Blocks:
     train: Dataset
     validation: Dataset
     report: DataReport
+
+
+@contextmanager
+def _cache_errors() -> Iterator[None]:
+    """A cache that can't be written, as one line; `datasets` wraps what happens while it writes."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, DatasetGenerationError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        if isinstance(cause, InputError):
+            raise cause from error
+        raise InputError(
+            f"the cache of tokenised text in `{datasets.config.HF_DATASETS_CACHE}` can't be written or read "
+            f"({error_reason(cause)}); free some space there, or set HF_DATASETS_CACHE to another folder"
+        ) from error
 
 
 def _tokens(source: SourceConfig, config: DataConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Dataset:
@@ -64,7 +81,7 @@ def _tokens(source: SourceConfig, config: DataConfig, tokenizer: PreTrainedToken
         fingerprint=Hasher.hash([_CACHE_VERSION, origins, plain, strict]),  # the same for any number of workers
     )
     return documents.map(
-        _tokenise,
+        tokenise,
         batched=True,
         batch_size=DOCUMENTS_PER_BATCH,
         with_indices=True,
@@ -75,65 +92,72 @@ def _tokens(source: SourceConfig, config: DataConfig, tokenizer: PreTrainedToken
     )
 
 
-def _tokenise(
-    batch: dict[str, list[Any]],
-    indices: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    source: SourceConfig,
-    strict: bool,
-    vocab_size: int,
-) -> dict[str, list[Any]]:
-    """`input_ids` is `[bos] ids eos`, and empty for a blank or bad row."""
-    chat = source.chat_column is not None
-    texts, errors = list(batch["text"]), list(batch["error"])
-    for i, text in enumerate(texts):
-        if chat and text:
-            texts[i], errors[i] = _render(text, tokenizer, f"{source.path} document {indices[i]}")
-        if errors[i] and (strict or batch["fatal"][i]):
-            raise InputError(errors[i])
-    rows = [np.empty(0, np.int32) for _ in texts]
-    if filled := [i for i, text in enumerate(texts) if text and text.strip()]:
-        bos = [] if chat else _bos(tokenizer)  # a chat template writes its own
-        chosen = [texts[i] for i in filled]
-        encoded = tokenizer(chosen, add_special_tokens=False, return_attention_mask=False)
-        for i, ids in zip(filled, encoded["input_ids"], strict=True):
-            ended = chat and texts[i].rstrip().endswith(tokenizer.eos_token)  # most templates end a turn with eos
-            rows[i] = np.array([*bos, *ids] if ended else [*bos, *ids, tokenizer.eos_token_id], np.int32)
-            check_ids(rows[i], tokenizer, vocab_size)
-    return {"input_ids": rows, "error": errors}
-
-
-def _render(text: str, tokenizer: PreTrainedTokenizerBase, place: str) -> tuple[str | None, str | None]:
-    """The chat as text, or the error if the template refuses it."""
-    try:
-        return str(tokenizer.apply_chat_template(json.loads(text), tokenize=False)), None
-    except jinja2.TemplateError as error:
-        return None, f"{place}: the chat template refuses it ({error_reason(error)}); mend it, or set on_error: skip"
-
-
-def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`[bos]` if the tokenizer itself puts it before a text."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
 def _lengths(tokens: Dataset) -> np.ndarray:
     """`[documents]` number of tokens of each document; 0 for a blank or bad row."""
     return pc.list_value_length(tokens.data.column("input_ids")).to_numpy()
 
 
-def _held_out(filled: np.ndarray, fraction: float, seed: list[int], path: str) -> np.ndarray:
-    """`[documents]` bool: which of the `filled` documents are held out, at least one."""
-    candidates = np.flatnonzero(filled)
-    if len(candidates) < 2:
-        raise InputError(
-            f"source {path}: {len(candidates)} document(s) with text, but a hold-out by document needs at least 2; "
-            "give more documents, or set data.validation to sources of its own"
-        )
-    count = min(max(1, round(fraction * len(candidates))), len(candidates) - 1)
-    mask = np.zeros(len(filled), bool)
-    mask[np.random.default_rng(seed).choice(candidates, count, replace=False)] = True
+def hold_out(lengths: np.ndarray, fraction: float, block: int, seed: list[int]) -> np.ndarray:
+    """Which documents go to validation: whole ones in random order, until they have their share and fill a block.
+
+    A document that overshoots the share by a quarter is passed over while others do; where none does, one of the
+    shorter half of the rest is taken. So the share is met closely where documents are short, and where they are as
+    long as books the training side loses no more than it must.
+
+    Args:
+        lengths: `[documents]` tokens of each; 0 for blank and bad rows, which are on no side. At least two are above 0.
+        fraction: Share of all tokens.
+        block: Tokens of one block.
+
+    Returns:
+        `[documents]` bool; at least one document is held out, and at least one is not.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.flatnonzero(lengths > 0))
+    target = max(fraction * int(lengths.sum()), block)
+    mask = np.zeros(len(lengths), bool)
+    held = 0
+    for document in order:
+        if held < target and held + lengths[document] <= 1.25 * target:
+            mask[document] = True
+            held += int(lengths[document])
+    while held < target or not mask.any():
+        rest = order[~mask[order]]
+        if len(rest) < 2:
+            break
+        shorter = rest[lengths[rest] <= np.median(lengths[rest])]
+        mask[shorter[0]] = True
+        held += int(lengths[shorter[0]])
+    if mask[order].all():
+        mask[order[-1]] = False
     return mask
+
+
+def _held_out(tokens: Dataset, config: DataConfig, index: int, path: str) -> np.ndarray:
+    """`[documents]` bool: what `hold_out` chooses of this source.
+
+    Raises:
+        InputError: There is nothing to choose from.
+    """
+    lengths = _lengths(tokens)
+    count = int((lengths > 0).sum())
+    if count == 1:
+        raise InputError(one_document(path))
+    if count == 0:
+        raise InputError(f"path: `{path}` has 0 documents with text{_first_error(tokens)}; expected at least 2")
+    block, total = config.sequence_length, int(lengths.sum())
+    if total < 2 * block:
+        raise InputError(
+            f"path: `{path}` has {total:,} tokens, but a block for training and one for validation need {2 * block:,}; "
+            f"give more text, or lower data.sequence_length to {max(2, total // 4):,} or less"
+        )
+    assert isinstance(config.validation, float)
+    return hold_out(lengths, config.validation, config.sequence_length, [config.seed, index])
+
+
+def _first_error(tokens: Dataset) -> str:
+    errors = tokens.data.column("error").drop_null()
+    return f" and {len(errors):,} malformed rows, the first: {errors[0].as_py()}" if len(errors) else ""
 
 
 @dataclass(frozen=True)
@@ -148,13 +172,18 @@ class _Part:
 
 
 def _pack(source: SourceConfig, side: Side, tokens: Dataset, mask: np.ndarray, length: int) -> _Part:
-    """Raises InputError if there is less than one block."""
-    count = int(_lengths(tokens)[mask].sum())
+    """The blocks of one source on one side.
+
+    Raises:
+        InputError: There is less than one block.
+    """
+    lengths = _lengths(tokens)
+    count, whole = int(lengths[mask].sum()), int(lengths.sum())
     if count < length:
-        fix = "raise data.validation, give" if side == "validation" else "give"
+        other = f", of {whole:,} in all," if count < whole else ""
         raise InputError(
-            f"source {source.path}: {count} tokens for {side}, but one block needs {length}; "
-            f"{fix} more text, or lower data.sequence_length"
+            f"path: `{source.path}` has {count:,} tokens for {side}{other} but one block needs {length:,}; give more "
+            f"text, or lower data.sequence_length to {max(2, (whole if count < whole else count) // 4):,} or less"
         )
     blocks = Dataset.from_generator(
         _cut,
@@ -201,6 +230,7 @@ def _report(part: _Part, used: int, shared: bool) -> SourceReport:
     lengths, errors = _lengths(part.tokens), part.tokens.data.column("error").drop_null()
     tokens = int(lengths[part.mask].sum())
     elsewhere = shared and part.side == "validation"  # a bad row is on no side; it is counted once
+    found = find_files(part.source.path)
     return SourceReport(
         path=part.source.path,
         part=part.side,
@@ -212,6 +242,8 @@ def _report(part: _Part, used: int, shared: bool) -> SourceReport:
         skipped=0 if elsewhere else len(errors),
         blank=0 if elsewhere else int((lengths == 0).sum()) - len(errors),
         first_skipped=None if elsewhere or not len(errors) else errors[0].as_py(),
+        spelt=0 if elsewhere else int(pc.sum(part.tokens.data.column("spelt")).as_py() or 0),
+        other_files=() if elsewhere or found is None else found.others,
     )
 
 
@@ -227,27 +259,29 @@ def prepare(
     Raises:
         InputError: all that `check_sources` finds; a sequence_length beyond max_length; a tokenizer without eos or
             without the chat template that a source needs; an id beyond vocab_size; a malformed row, unless on_error
-            is skip; less than one block of a source on a side.
+            is skip; less than one block of a source on a side; a cache that can't be written.
     """
-    length, held = config.sequence_length, config.validation
+    length, shared = config.sequence_length, not isinstance(config.validation, list)
     if max_length is not None and length > max_length:
-        raise InputError(f"data.sequence_length is {length}, but the model takes at most {max_length} tokens; lower it")
+        raise InputError(f"data.sequence_length: got {length}, the model takes at most {max_length} tokens; lower it")
     check_sources(config)
     check_tokenizer(config, tokenizer, vocab_size)
     train, validation = [], []
-    for i, source in enumerate(config.sources):
-        tokens = _tokens(source, config, tokenizer, vocab_size)
-        mask = _lengths(tokens) > 0
-        if not isinstance(held, list):
-            held_out = _held_out(mask, held, [config.seed, i], source.path)
-            validation.append(_pack(source, "validation", tokens, held_out, length))
-            mask &= ~held_out
-        train.append(_pack(source, "train", tokens, mask, length))
-    for source in validation_sources(config):
-        tokens = _tokens(source, config, tokenizer, vocab_size)
-        validation.append(_pack(source, "validation", tokens, _lengths(tokens) > 0, length))
-    train_blocks, train_counts = _mix(train, config.seed, None)
-    validation_blocks, validation_counts = _mix(validation, config.seed, config.max_validation_blocks)
+    for i, (key, source) in enumerate(keyed_sources(config)):
+        with named(key), _cache_errors():
+            tokens = _tokens(source, config, tokenizer, vocab_size)
+            mask = _lengths(tokens) > 0
+            if i >= len(config.sources):
+                validation.append(_pack(source, "validation", tokens, mask, length))
+                continue
+            if shared:
+                held_out = _held_out(tokens, config, i, source.path)
+                validation.append(_pack(source, "validation", tokens, held_out, length))
+                mask &= ~held_out
+            train.append(_pack(source, "train", tokens, mask, length))
+    with _cache_errors():
+        train_blocks, train_counts = _mix(train, config.seed, None)
+        validation_blocks, validation_counts = _mix(validation, config.seed, config.max_validation_blocks)
     used = zip([*train, *validation], [*train_counts, *validation_counts], strict=True)
-    reports = tuple(_report(part, count, not isinstance(held, list)) for part, count in used)
+    reports = tuple(_report(part, count, shared) for part, count in used)
     return Blocks(train_blocks, validation_blocks, DataReport(reports, length))

@@ -1,64 +1,35 @@
-"""Finding and reading documents. An origin is a local file or a Hub dataset; readers yield
-(place, value or ValueError)."""
+"""Reading documents. An origin is a local file or a Hub dataset; readers yield (place, value or ValueError).
 
-import glob
+Errors name the field of the source that has to be mended (`path`, `text_column`, `chat_column`); who calls puts the
+source's own key before it.
+"""
+
 import gzip
 import io
 import itertools
 import json
-import os
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import load_dataset, load_dataset_builder
 
 from ..errors import InputError
 from .config import SourceConfig
+from .files import extension, find_files, version_of
 
-_EXTENSIONS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _CHUNK = 64 * 1024  # characters of a text file per document
+_LONGEST_LINE = 64 * 2**20  # bytes of a line of JSON
 DOCUMENTS_PER_BATCH = 64  # documents per tokenizer call; bounds memory when documents are long
-_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException)
-
-
-def local_files(path: str) -> list[str] | None:
-    """Sorted absolute files of a local source; None if `path` can only be the name of a Hub dataset."""
-    full = os.path.abspath(os.path.expanduser(path))
-    if os.path.isdir(full):
-        files = [str(p) for p in Path(full).rglob("[!._]*") if p.is_file()]
-    elif os.path.exists(full):
-        files = [full]
-    elif glob.has_magic(path):
-        files = [f for f in glob.glob(full, recursive=True) if os.path.isfile(f)]
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path) and not _extension(path):
-        return None
-    else:
-        raise InputError(f"source {path}: no such file or folder; expected an existing path or a Hub dataset name")
-    if not files:
-        raise InputError(f"source {path}: holds no files; expected at least one of {', '.join(_EXTENSIONS)}")
-    for file in files:
-        if not _extension(file):
-            known = ", ".join(_EXTENSIONS)
-            raise InputError(f"source {path}: unknown extension of {file}; expected {known}; a glob can select files")
-    return sorted(files)
-
-
-def _extension(path: str) -> str:
-    """The known extension of `path` without .gz, or an empty string."""
-    return next((e.removesuffix(".gz") for e in _EXTENSIONS if path.lower().endswith(e)), "")
+_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError)
 
 
 def find_origins(source: SourceConfig) -> list[tuple[str, str]]:
     """`(path, version)` of each origin; the version makes the cache notice an edited file or a new Hub revision."""
-    files = local_files(source.path)
-    if files is None:
+    found = find_files(source.path)
+    if found is None:
+        from datasets import load_dataset_builder
+
         return [(source.path, _hub(source, load_dataset_builder).cache_dir)]
-    return [(f, f"{os.stat(f).st_size} {os.stat(f).st_mtime_ns}") for f in files]
+    return [(file, version_of(file)) for file in found.files]
 
 
 def _hub(source: SourceConfig, load: Callable[..., Any], **options: Any) -> Any:
@@ -66,22 +37,23 @@ def _hub(source: SourceConfig, load: Callable[..., Any], **options: Any) -> Any:
         return load(source.path, source.name, **options)
     except Exception as error:  # whatever the remote side fails with, the source is what the user must mend
         raise InputError(
-            f"source {source.path}: neither an existing file or folder nor a Hub dataset that loads with "
+            f"path: `{source.path}` is neither an existing file or folder nor a Hub dataset that loads with "
             f"name={source.name}, split={source.split} ({error_reason(error)}); check the spelling and the network"
         ) from error
 
 
-def error_reason(error: Exception) -> str:
-    """An exception's type and text on one line."""
+def error_reason(error: BaseException) -> str:
+    """The type and text of a library's error, for the brackets of a message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _open(path: str) -> gzip.GzipFile | io.BufferedReader:
+def open_file(path: str) -> gzip.GzipFile | io.BufferedReader:
+    """The bytes of a file, unpacked."""
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
 
 
 def _read_text(path: str, _: SourceConfig) -> Iterator[tuple[str, Any]]:
-    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream:
+    with open_file(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream:
         rest = ""
         while piece := stream.read(_CHUNK):
             rest += piece
@@ -102,13 +74,20 @@ def _border(text: str, start: int) -> int:
 
 
 def _read_json(path: str, source: SourceConfig) -> Iterator[tuple[str, Any]]:
-    with _open(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"{path} line {number}", _json_value(line, source.column)
+    with open_file(path) as stream:
+        for number in itertools.count(1):
+            line = stream.readline(_LONGEST_LINE)
+            if not line:
+                return
+            if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := stream.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield f"{path} line {number}", ValueError(f"a line of more than {_LONGEST_LINE:,} bytes")
+            elif line.strip():
+                yield f"{path} line {number}", _json_value(line, source)
 
 
-def _json_value(line: bytes, column: str) -> Any:
+def _json_value(line: bytes, source: SourceConfig) -> Any:
     try:
         record = json.loads(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
@@ -116,67 +95,90 @@ def _json_value(line: bytes, column: str) -> Any:
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
         return ValueError(f"malformed JSON ({what}, column {error.colno}); expected one object per line")
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        return ValueError(f"JSON that can't be read ({error_reason(error)}); expected one object per line")
     if not isinstance(record, dict):
         return ValueError(f"got a JSON {type(record).__name__}; expected one object per line")
-    return record[column] if column in record else _absent(column, list(record))
+    return record[source.column] if source.column in record else AbsentColumn(source, list(record))
 
 
-def _absent(column: str, columns: list[str]) -> ValueError:
-    return ValueError(f"no column `{column}`; expected one of the columns {', '.join(columns[:20])}")
+class AbsentColumn(ValueError):
+    """A record without the column that the source names."""
+
+    def __init__(self, source: SourceConfig, columns: Sequence[str]) -> None:
+        expected = f"expected one of the columns {', '.join(columns[:20])}" if columns else "it has none"
+        super().__init__(f"no column `{source.column}`; {expected}")
 
 
 def _read_parquet(path: str, source: SourceConfig) -> Iterator[tuple[str, Any]]:
-    with pq.ParquetFile(path) as file:
-        columns, row = file.schema_arrow.names, itertools.count()
-        if source.column not in columns:
-            yield path, _absent(source.column, columns)
-            return
-        for batch in file.iter_batches(batch_size=DOCUMENTS_PER_BATCH, columns=[source.column]):
-            yield from ((f"{path} row {next(row)}", value) for value in batch.column(0).to_pylist())
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            columns, row = file.schema_arrow.names, itertools.count()
+            if source.column not in columns:
+                yield path, AbsentColumn(source, columns)
+                return
+            for batch in file.iter_batches(batch_size=DOCUMENTS_PER_BATCH, columns=[source.column]):
+                yield from ((f"{path} row {next(row)}", value) for value in batch.column(0).to_pylist())
+    except pa.ArrowException as error:
+        raise OSError(error_reason(error)) from error
 
 
 def _read_hub(path: str, source: SourceConfig) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
     # Streaming fetches the first documents of a large dataset and no more.
     rows = _hub(source, load_dataset, split=source.split, streaming=source.max_documents is not None)
     for number, row in enumerate(rows):
         column = source.column
-        yield f"{path} row {number}", row[column] if column in row else _absent(column, list(row))
+        yield f"{path} row {number}", row[column] if column in row else AbsentColumn(source, list(row))
 
 
 _READERS = {".txt": _read_text, ".jsonl": _read_json, ".json": _read_json, ".parquet": _read_parquet, "": _read_hub}
 
 
 def read_documents(origins: Sequence[tuple[str, str]], source: SourceConfig, strict: bool) -> Iterator[dict[str, Any]]:
-    """Rows of `_DOCUMENT`; an unreadable origin and, with `strict`, the first bad row is the last one.
+    """One row for each document: `text`, or `error`; `fatal` errors end the reading whatever `strict` says.
 
-    Errors are yielded, not raised: `datasets` wraps what a generator raises, and the cause is lost between processes.
+    An unreadable origin and, with `strict`, the first bad row is the last one. Errors are yielded, not raised:
+    `datasets` wraps what a generator raises, and the cause is lost between processes.
     """
     good = 0
     for path, _ in origins:
         try:
-            for place, value in _READERS[_extension(path)](path, source):
-                row = _row(place, value, source.chat_column is not None)
+            for place, value in _READERS[extension(path)](path, source):
+                row = _row(place, value, source)
                 yield row
                 good += row["error"] is None
                 if good == source.max_documents or (strict and row["error"]):
                     return
         except (InputError, *_UNREADABLE) as error:
-            message = f"{path}: cannot be read ({error_reason(error)}); expected an intact file that you may read"
+            what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "an intact file that you may read"
+            message = f"path: {path}: cannot be read ({error_reason(error)}); expected {what}"
             yield {"text": None, "error": str(error) if isinstance(error, InputError) else message, "fatal": True}
             return
 
 
-def _row(place: str, value: Any, chat: bool) -> dict[str, Any]:
-    """A row of `_DOCUMENT`; messages are kept as JSON, because Arrow wants the same keys in all rows."""
+def _row(place: str, value: Any, source: SourceConfig) -> dict[str, Any]:
+    """One document or its error; messages are kept as JSON, because Arrow wants the same keys in all rows."""
+    field = "path"
     try:
+        if isinstance(value, AbsentColumn):
+            field = "chat_column" if source.chat_column else "text_column"
         if isinstance(value, ValueError):
             raise value
-        text = _messages(value) if chat else value
+        if extension(place) != ".txt":
+            field = "chat_column" if source.chat_column else "text_column"
+        text = _messages(value) if source.chat_column else value
         if not isinstance(text, str):
             raise ValueError(f"the text is of type {type(text).__name__}; expected a string")
+        if "\0" in text:
+            raise ValueError(f"a NUL character stands at {text.index(chr(0)):,}; expected text, in UTF-8")
         text.encode()  # JSON may hold half a surrogate pair, which no tokenizer can take
-    except ValueError as error:
-        message = f"{place}: {error}; mend the row or the configuration, or set on_error: skip"
+    except (ValueError, RecursionError) as error:
+        message = f"{field}: {place}: {error}; mend the row or the configuration, or set on_error: skip"
         return {"text": None, "error": message, "fatal": False}
     return {"text": text, "error": None, "fatal": False}
 

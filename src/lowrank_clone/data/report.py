@@ -20,6 +20,8 @@ class SourceReport:
     skipped: int  # malformed rows; of a source that serves both sides, counted under train
     blank: int  # rows without text; counted likewise
     first_skipped: str | None
+    spelt: int = 0  # documents in which special tokens stand as text; counted likewise
+    other_files: tuple[str, ...] = ()  # of kinds that are not read; counted likewise
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class DataReport:
     sequence_length: int
 
     def lines(self) -> list[str]:
-        """One line per source and side, and one more where rows were skipped."""
+        """One line per source and side, and one more where something was skipped or may be meant otherwise."""
         lines = []
         for s in self.sources:
             share = s.blocks / sum(other.blocks for other in self.sources if other.part == s.part)
@@ -41,6 +43,16 @@ class DataReport:
             )
             if s.skipped:
                 lines.append(f"{s.part} {s.path}: {s.skipped:,} malformed rows skipped, first: {s.first_skipped}")
+            if s.spelt:
+                lines.append(
+                    f"{s.part} {s.path}: {s.spelt:,} documents spell special tokens out, which stay text; "
+                    "special_tokens: true in the source reads them as tokens"
+                )
+            if s.other_files:
+                lines.append(
+                    f"{s.part} {s.path}: {len(s.other_files):,} files of other kinds are not read, first: "
+                    f"{s.other_files[0]}"
+                )
         return lines
 
     def __str__(self) -> str:

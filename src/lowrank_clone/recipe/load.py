@@ -108,12 +108,22 @@ def shipped_recipes() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in _RECIPES.iterdir() if file.name.endswith(".yaml"))
 
 
+def recipe_text(name: str) -> str:
+    """A recipe that comes with the library, as its file has it.
+
+    Raises:
+        InputError: There is none of this name.
+    """
+    if name not in (names := shipped_recipes()):
+        near = difflib.get_close_matches(name[:100], names, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(names)}"
+        raise InputError(f"no recipe `{one_line(name, 100)}` comes with the library; {hint}")
+    return (_RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def _read(path_or_name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's tree, laid over that of the recipe that it names as `base`."""
-    if path_or_name in shipped_recipes():
-        text = (_RECIPES / f"{path_or_name}.yaml").read_text(encoding="utf-8")
-    else:
-        text = _read_file(path_or_name)
+    text = recipe_text(path_or_name) if path_or_name in shipped_recipes() else _read_file(path_or_name)
     tree = parse_yaml(text, path_or_name)
     if tree is None:
         raise InputError(f"{path_or_name}: the recipe is empty; expected the sections {', '.join(SECTIONS)}")

@@ -46,13 +46,11 @@ def run_demo(overrides: Sequence[str], console: Console) -> None:
     recipe = load_recipe("demo", [*fixed, *overrides])
     text = Path(recipe.data.sources[0].path)
     count = write_text(text)
-    console.print(
-        f"[bold]Text[/] {count:,} documentation topics and docstrings of Python {sys.version.split()[0]}: {text}"
-    )
+    console.print(f"Text {count:,} documentation topics and docstrings of Python {sys.version.split()[0]}: {text}")
     job = check(recipe, overwrite=folder.is_dir())
     result = execute(job, console)
 
-    console.print("[bold]Baseline[/] the same student from scratch on the same tokens")
+    console.print("Baseline the same student from scratch on the same tokens")
     scratch, scratch_loss = train_scratch(job, result)
     rows = {
         "teacher": (result.clone.teacher, result.teacher),
@@ -69,7 +67,7 @@ def run_demo(overrides: Sequence[str], console: Console) -> None:
     console.print(table)
     for name, (model, _) in rows.items():
         if model is not None:
-            console.print(f"{name}: [dim]{PROMPT}[/] {continuation(model, job.tokenizer, PROMPT)}")
+            console.print(f"{name}: {PROMPT} {continuation(model, job.tokenizer, PROMPT)}")
     levels = {"teacher": result.teacher.loss, "scratch student": scratch_loss.loss}
     draw_curves(read_metrics(folder / "metrics.jsonl"), folder / "curves.png", levels)
     console.print(

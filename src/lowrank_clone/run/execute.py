@@ -118,7 +118,7 @@ def prepare_data(job: Job) -> Blocks:
 
 def execute(job: Job, console: Console) -> Result:
     """Train, evaluate and export; everything that is left is in `job.folder`."""
-    console.print(f"[bold]Teacher[/] {job.recipe.teacher.model} -> student of {job.plan.student_width} channels")
+    console.print(f"Teacher {job.recipe.teacher.model} -> student of {job.plan.student_width} channels")
     for line in remarks(job.plan):
         console.print(f"  {line}")
     blocks = prepare_data(job)

@@ -1,0 +1,31 @@
+"""`lrc train`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from ..recipe.load import load_recipe
+from ..run.early import check_early, with_demo_teacher
+
+
+def run(arguments: Namespace) -> None:
+    """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume | --overwrite]`"""
+    recipe = with_demo_teacher(load_recipe(arguments.recipe, arguments.overrides))
+    check_early(recipe)
+
+    # Imported here: what was checked until now should not wait for PyTorch.
+    from ..run.execute import execute
+    from ..run.job import check
+    from .tables import console, print_plan, quiet_bars
+
+    quiet_bars()
+    job = check(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
+    if arguments.dry_run:
+        print_plan(recipe, job.plan)
+        console.print("Everything that can be checked without weights is in order; nothing was run.")
+        return
+    result = execute(job, console)
+    console.print(
+        f"Validation loss {result.before.loss:.4f} -> {result.after.loss:.4f} nats/token after {result.tokens:,} "
+        f"tokens (teacher {result.teacher.loss:.4f}). The student is in {job.folder / 'student'}."
+    )
