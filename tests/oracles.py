@@ -50,12 +50,9 @@ def naive_objective(
         targets, teacher_logits = run(clone.teacher, taps, dict(clone.teacher.named_parameters()), inputs)
     outputs, logits = run(clone.student, taps, generated(clone, factors), inputs)
 
-    present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    own = (input_ids if labels is None else labels).masked_fill(present == 0, -100)
-    predicted = own[:, 1:].masked_fill(present[:, :-1] == 0, -100)
-    valid = own != -100
+    predicted, valid = positions(input_ids, attention_mask, labels)
 
-    lm = F.cross_entropy(logits[:, :-1].flatten(0, 1), predicted.flatten(), ignore_index=-100)
+    lm = F.cross_entropy(logits.flatten(0, 1), predicted.flatten(), ignore_index=-100)
     t = clone.objective.temperature
     divergence = F.kl_div(
         F.log_softmax(logits / t, -1), F.log_softmax(teacher_logits / t, -1), log_target=True, reduction="none"
@@ -91,6 +88,32 @@ def naive_objective(
             for (name, factor), gradient in zip(factors.items(), gradients, strict=True)
         },
     )
+
+
+def positions(
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Targets [batch, length] with -100 where there is none, and what `kl` compares, document by document."""
+    targets, compared = torch.full_like(input_ids, -100), torch.zeros_like(input_ids, dtype=torch.bool)
+    labels = input_ids if labels is None else labels
+    for row in range(len(input_ids)):
+        documents: list[list[int]] = []
+        for i in range(input_ids.shape[1]):
+            if attention_mask is not None and not attention_mask[row, i]:
+                continue
+            places = None if position_ids is None else position_ids[row % len(position_ids)]
+            follows = documents and documents[-1][-1] == i - 1 and (places is None or places[i] == places[i - 1] + 1)
+            documents[-1].append(i) if follows else documents.append([i])
+        for document in documents:
+            known = {i: int(labels[row, i]) for i in document if labels[row, i] != -100}
+            for i in document[:-1]:
+                targets[row, i] = known.get(i + 1, -100)
+                compared[row, i] = i + 1 in known
+            compared[row, document[-1]] = set(document[1:] or document) <= known.keys()
+    return targets, compared
 
 
 def generated(clone: CloneModel, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .errors import InputError
 from .execution.checkpointing import checkpointing_options
 from .execution.pair import Execution, Order
 from .factors.links import Targets, link_all
 from .factors.parameterize import check_kinds, reparameterize
 from .factors.student import build_student, check_teacher
+from .objective.batch import IGNORED, checked_batch, checked_count
 from .objective.comparison import Comparison, TargetSquares, call_name
 from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
 from .objective.objective import Objective
 from .objective.probe import probe_taps
 from .objective.taps import linear_of
-from .objective.tokens import counted
+from .objective.tokens import count_tokens, counted
 from .plan.classify import make_plan
 from .plan.roles import TapSpec
 from .precision import wide_dtype
@@ -93,6 +95,10 @@ class CloneModel(nn.Module):
         **terms: Any,
     ) -> None:
         super().__init__()
+        unknown = sorted(terms.keys() - {field.name for field in fields(Objective)})
+        if unknown:
+            names = ", ".join(field.name for field in fields(Objective))
+            raise InputError(f"CloneModel: unknown argument `{unknown[0]}`; the objective has {names}")
         self.objective = objective = replace(objective or Objective(), **terms)
         check_teacher(teacher)
         self.plan = make_plan(teacher.config, hidden_size, student)
@@ -120,6 +126,7 @@ class CloneModel(nn.Module):
         squares = TargetSquares(call_name(tap.name, i) for tap in self.taps for i in range(runs[tap.name].calls))
         self.target_squares = squares if objective.clone_normalization == "target" else None
         self._student_head = read_head(self.student)
+        self._vocab_size = len(self._student_head.weight)
         changed = self.probe.changed | probe_taps(self.student, (), self.plan.student_width).changed
         self._execution = Execution(teacher, self.student, self.plan, execution, changed)
 
@@ -145,58 +152,66 @@ class CloneModel(nn.Module):
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | None = None,
         return_loss: bool = True,
+        **unknown: Any,
     ) -> CloneOutput:
-        """The loss of one micro-batch.
-
-        A position counts in `kl` and `clone` if it is no padding and its own label is not -100; in `lm` if neither it
-        nor the next one is padding and the next one's label is not -100. So padding a batch changes nothing.
+        """The loss of one micro-batch. Which positions count in which term is decided in `objective/tokens.py`.
 
         Args:
-            input_ids, attention_mask, labels: [batch, length]; the labels are the ids themselves unless given, and -100
-                where a token is not to be learned from.
-            num_items_in_batch: [2], the counts of tokens in `lm` and of positions in `kl` and `clone` of the whole
-                batch that this micro-batch is a part of (see `count_tokens`); its own unless given.
+            input_ids: [batch, length], whole numbers.
+            attention_mask: [batch, length], 1 for a token and 0 for padding.
+            labels: [batch, length], not shifted: the ids themselves unless given, and -100 where a token is not to be
+                learned from.
+            position_ids: [batch, length] or [1, length]; a packed row's documents begin where they restart.
+            num_items_in_batch: [2], the sum of `count_tokens` over the micro-batches of one step, which `accumulate`
+                takes for you; the micro-batch's own unless given.
             return_loss: Tells Trainer that there is a loss without labels.
-        """
-        targets, valid = counted(input_ids, attention_mask, labels)
-        counts = (None, None) if num_items_in_batch is None else num_items_in_batch.unbind()
-        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
-        optional = {"attention_mask": attention_mask, "position_ids": position_ids}
-        inputs |= {key: value for key, value in optional.items() if value is not None}
-        every = attention_mask is None and labels is None
-        compared = self._comparison(valid.numel(), None if every else valid, counts[1])
 
-        teach = self.objective.kl_weight != 0 or self.objective.clone_weight != 0
-        student, teacher = self._execution.run(inputs, compared, teach)
-        teacher = teacher if self.objective.kl_weight != 0 else None
+        Raises:
+            InputError: The batch is not usable, or holds something else.
+        """
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = checked_batch({**given, "position_ids": position_ids, **unknown}, self._vocab_size)
+        targets, valid = counted(input_ids, attention_mask, labels, position_ids)
+        lm_count = kl_count = None
+        if num_items_in_batch is not None:
+            own = torch.stack([(targets != IGNORED).sum(), valid.sum()])
+            lm_count, kl_count = checked_count(num_items_in_batch, own).unbind()
+        every = attention_mask is None and labels is None
+        compared = self._comparison(valid.numel(), None if every else valid, kl_count)
+
+        student, teacher = self._hidden_states(batch, compared)
         if attention_mask is not None:
-            rows = (valid | (targets != -100)).nonzero().squeeze(-1)
+            rows = (valid | (targets != IGNORED)).nonzero().squeeze(-1)
             student, targets, valid = student[rows], targets[rows], valid[rows]
             teacher = None if teacher is None else teacher[rows]
         total, lm, kl = lm_kl_loss(
-            student,
-            self._student_head,
-            teacher,
-            self._teacher_head,
-            targets,
-            valid,
+            *(student, self._student_head),
+            *(teacher, self._teacher_head),
+            *(targets, valid),
             temperature=self.objective.temperature,
             lm_weight=self.objective.lm_weight,
             kl_weight=self.objective.kl_weight,
-            lm_count=counts[0],
-            kl_count=counts[1],
+            lm_count=lm_count,
+            kl_count=kl_count,
         )
-        output = CloneOutput(lm=lm, kl=None if teacher is None else kl)
+        output = CloneOutput(loss=total, lm=lm, kl=None if teacher is None else kl)
         if compared.losses:
             clone = torch.stack(list(compared.losses.values())).sum()
-            total = total + self.objective.clone_weight * clone
+            output.loss = total + self.objective.clone_weight * clone
             output.clone = clone.detach()
             output.taps = {name: mse.detach() for name, mse in compared.losses.items()}
             if self.training and self.target_squares is not None:
-                tokens = valid.sum()
-                self.target_squares.add(compared.squares, tokens if counts[1] is None else counts[1], tokens)
-        output.loss = total
+                positions = valid.sum()
+                self.target_squares.add(compared.squares, positions if kl_count is None else kl_count, positions)
         return output
+
+    def _hidden_states(self, batch: Mapping[str, Tensor], compared: Comparison) -> tuple[Tensor, Tensor | None]:
+        """The student's [n, d_S], and the teacher's [n, d_T] where there is a KL."""
+        inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
+        inputs |= {"input_ids": batch["input_ids"].long(), "use_cache": False}
+        teach = self.objective.kl_weight != 0 or self.objective.clone_weight != 0
+        student, teacher = self._execution.run(inputs, compared, teach)
+        return student, teacher if self.objective.kl_weight != 0 else None
 
     def _comparison(self, tokens: int, valid: Tensor | None, count: Tensor | None) -> Comparison:
         scales = None if self.target_squares is None else self.target_squares.scales(self.factors.pushes)
@@ -205,16 +220,53 @@ class CloneModel(nn.Module):
         targets = dict(self.targets.items())
         return Comparison(taps, self.probe.runs, tokens, targets, self._through, valid, count, scales, overwrite)
 
+    def accumulate(self, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[CloneOutput]:
+        """The outputs of one optimiser step's micro-batches, whose losses add up to that of one large batch.
+
+            for output in clone.accumulate(micro_batches):
+                output.loss.backward()
+            optimizer.step()
+
+        Terms are sums over the tokens of a micro-batch divided by the counts of all of them, so they are added and not
+        averaged, whatever the micro-batches' sizes. Each output is computed when the loop asks for it. For one process:
+        under several, `CloneTrainer` counts over all of them.
+
+        Args:
+            batches: What `forward` takes, without `num_items_in_batch`.
+
+        Raises:
+            InputError: A batch is not usable, or there is none.
+        """
+        batches = [checked_batch(batch) for batch in batches]
+        if not batches:
+            raise InputError("accumulate: got no batch, expected the micro-batches of one optimiser step")
+        counts = torch.stack([count_tokens(batch) for batch in batches]).sum(0)
+        self.measure_targets(batches)
+        for batch in batches:
+            yield self(**batch, num_items_in_batch=counts)
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether taps are divided by their targets' mean squares, and there is no mean yet to divide by."""
+        return self.target_squares is not None and self.target_squares.scales(self.factors.pushes) == "own"
+
     @torch.no_grad()
     def measure_targets(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Take the first running mean of the taps' targets from these micro-batches, where one is needed and missing.
 
-        So the first step of an accumulated batch divides each of its micro-batches by the same numbers.
+        So the first step divides each of its micro-batches by the same numbers, in every process.
         """
-        if self.target_squares is None or self.target_squares.scales(self.factors.pushes) != "own":
+        if not self.needs_targets:
             return
-        for batch in batches:
-            self(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels") if key in batch})
+        assert self.target_squares is not None
+        mode = self.training
+        self.train()
+        self.student.eval()  # no dropout: a measurement leaves the random numbers where they are
+        try:
+            for batch in batches:
+                self(**batch)
+        finally:
+            self.train(mode)
         self.target_squares.fold()
 
     def compile_layers(self, **options: Any) -> None:

@@ -160,11 +160,13 @@ class TargetSquares:
             return
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self._sum)
-        tokens = self._sum[-1]
-        mean = self._sum[:-1] / tokens.clamp(min=1)
+        total, self._sum = self._sum, None
+        tokens = total[-1]
+        if self.mean is None and not tokens:
+            return
+        mean = total[:-1] / tokens.clamp(min=1)
         # A step without a counted token leaves the mean where it is.
         self.mean = mean if self.mean is None else self.mean.lerp(mean, (1 - self.decay) * (tokens > 0))
-        self._sum = None
 
     def drop(self) -> None:
         """Forget the sums of a step that is given up."""

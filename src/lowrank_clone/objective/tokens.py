@@ -21,11 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..errors import InputError
 from ..precision import wide_dtype
-
-IGNORED = -100
-"""The label of a token that is not learned from."""
+from .batch import IGNORED, checked_batch
 
 
 def count_tokens(batch: Mapping[str, Tensor]) -> Tensor:
@@ -35,9 +32,9 @@ def count_tokens(batch: Mapping[str, Tensor]) -> Tensor:
         batch: `input_ids` [batch, length], and `attention_mask`, `labels`, `position_ids` where there are any.
 
     Raises:
-        InputError: The batch is not usable (`check_batch`).
+        InputError: The batch is not usable (`checked_batch`).
     """
-    check_batch(batch)
+    checked_batch(batch)
     optional = (batch.get(key) for key in ("attention_mask", "labels", "position_ids"))
     targets, compared = counted(batch["input_ids"], *optional)
     return torch.stack([(targets != IGNORED).sum(), compared.sum()])
@@ -78,78 +75,3 @@ def token_count(count: Tensor | float | None, counted: Tensor | None, dtype: tor
         assert counted is not None
         count = counted.sum()
     return torch.as_tensor(count, dtype=wide_dtype(dtype)).clamp(min=1)
-
-
-def check_batch(batch: Mapping[str, Tensor], vocab_size: int | None = None) -> None:
-    """Refuse a batch that would be misread. Values are read on the CPU only, where that waits for nobody.
-
-    Args:
-        vocab_size: What ids and labels have to stay below.
-
-    Raises:
-        InputError: A shape, dtype or value is not what a model of token ids takes.
-    """
-    ids = batch.get("input_ids")
-    if not isinstance(ids, Tensor):
-        what = f"batch with {', '.join(sorted(batch)) or 'nothing'}" if ids is None else type(ids).__name__
-        raise InputError(f"input_ids: got a {what}, expected a tensor [batch, length] of token ids; tokenise the text")
-    _whole_numbers("input_ids", ids)
-    if ids.ndim != 2 or ids.numel() == 0:
-        raise InputError(f"input_ids: got shape {list(ids.shape)}, expected [batch, length] with at least one token")
-    _in_range("input_ids", ids, vocab_size, "the tokenizer is not the teacher's")
-    mask, labels, positions = (batch.get(key) for key in ("attention_mask", "labels", "position_ids"))
-    if mask is not None:
-        _shaped("attention_mask", mask, [ids.shape], "documents of a packed row are told apart by position_ids")
-        if mask.device.type == "cpu" and not ((mask == 0) | (mask == 1)).all():
-            raise InputError(
-                f"attention_mask: got the value {float(mask.max()):g}, expected 1 for a token and 0 for padding; "
-                "documents of a packed row are told apart by position_ids that restart"
-            )
-    if labels is not None:
-        _whole_numbers("labels", labels)
-        _shaped("labels", labels, [ids.shape], "labels are token ids, not shifted, and -100 where none is learned")
-        _in_range("labels", labels[labels != IGNORED] if labels.device.type == "cpu" else labels, vocab_size, "")
-    if positions is not None:
-        _whole_numbers("position_ids", positions)
-        _shaped("position_ids", positions, [ids.shape, torch.Size([1, ids.shape[1]])], "one position for each token")
-        _in_range("position_ids", positions, None, "")
-
-
-def check_count(count: object, own: Tensor) -> None:
-    """Refuse what is no count of a whole batch, of which `own` [2] is the part of this micro-batch.
-
-    Raises:
-        InputError: It is no tensor [2] of whole numbers, or smaller than the micro-batch's own count.
-    """
-    expected = "expected the sum of `count_tokens` over the micro-batches of one step, [2]; `clone.accumulate` does it"
-    if not isinstance(count, Tensor):
-        raise InputError(f"num_items_in_batch: got {count!r} ({type(count).__name__}), {expected}")
-    if count.shape != (2,) or count.is_floating_point() or count.dtype == torch.bool:
-        raise InputError(f"num_items_in_batch: got shape {list(count.shape)} of {count.dtype}, {expected}")
-    if count.device.type == "cpu" and own.device.type == "cpu" and (count < own).any():
-        raise InputError(
-            f"num_items_in_batch: got {count.tolist()}, less than this micro-batch's own {own.tolist()}; {expected}"
-        )
-
-
-def _whole_numbers(name: str, values: Tensor) -> None:
-    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise InputError(f"{name}: got {got}, expected whole numbers (torch.int64)")
-
-
-def _shaped(name: str, values: Tensor, shapes: list[torch.Size], why: str) -> None:
-    got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-    if not isinstance(values, Tensor) or values.shape not in shapes:
-        raise InputError(f"{name}: got {got}, expected the shape of input_ids, {list(shapes[0])}; {why}")
-
-
-def _in_range(name: str, values: Tensor, limit: int | None, why: str) -> None:
-    if values.device.type != "cpu" or not values.numel():
-        return
-    low, high = (int(end) for end in values.aminmax())
-    if low < 0 or (limit is not None and high >= limit):
-        below = "" if limit is None else f" and below the vocabulary's size {limit}"
-        raise InputError(
-            f"{name}: got {low if low < 0 else high}, expected numbers from 0{below}" + (f"; {why}" if why else "")
-        )
