@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import InputError
-    from .model import CloneModel, CloneOutput
+    from .model import CloneModel
     from .objective.objective import Objective
+    from .objective.output import CloneOutput
     from .objective.tokens import count_tokens
     from .plan.classify import make_plan
     from .plan.roles import Plan
@@ -47,7 +48,7 @@ __all__ = [
 _HOMES = {
     "CloneArguments": "training.arguments",
     "CloneModel": "model",
-    "CloneOutput": "model",
+    "CloneOutput": "objective.output",
     "CloneTrainer": "training.trainer",
     "InputError": "errors",
     "MuonAdamW": "training.optim",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .errors import InputError
 from .execution.checkpointing import checkpointing_options
@@ -23,6 +22,7 @@ from .objective.comparison import Comparison, TargetSquares, call_name
 from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
 from .objective.objective import Objective
+from .objective.output import CloneOutput
 from .objective.probe import probe_taps
 from .objective.taps import linear_of
 from .objective.tokens import count_tokens, counted
@@ -32,21 +32,6 @@ from .precision import wide_dtype
 from .starts.random import random_start
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class CloneOutput(ModelOutput):
-    """Scalars of one forward pass, each a mean over the counted tokens. Only `loss` carries gradient.
-
-    loss: `lm_weight * lm + kl_weight * kl + clone_weight * clone`. lm: nats per token. kl: T^2 times nats per token.
-    clone: the sum of `taps`, which holds every tap's MSE by the student's parameter name.
-    """
-
-    loss: Tensor | None = None
-    lm: Tensor | None = None
-    kl: Tensor | None = None
-    clone: Tensor | None = None
-    taps: dict[str, Tensor] | None = None
 
 
 class CloneModel(nn.Module):
@@ -95,10 +80,6 @@ class CloneModel(nn.Module):
         **terms: Any,
     ) -> None:
         super().__init__()
-        unknown = sorted(terms.keys() - {field.name for field in fields(Objective)})
-        if unknown:
-            names = ", ".join(field.name for field in fields(Objective))
-            raise InputError(f"CloneModel: unknown argument `{unknown[0]}`; the objective has {names}")
         self.objective = objective = replace(objective or Objective(), **terms)
         check_teacher(teacher)
         self.plan = make_plan(teacher.config, hidden_size, student)

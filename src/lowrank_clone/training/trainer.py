@@ -16,7 +16,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from ..errors import InputError, NonFiniteLoss
-from ..model import CloneModel, CloneOutput
+from ..model import CloneModel
+from ..objective.output import CloneOutput
 from ..objective.tokens import count_tokens
 from .arguments import CloneArguments
 from .checkpoint import last_checkpoint, load_clone, save_clone
