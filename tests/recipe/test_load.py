@@ -250,9 +250,45 @@ def test_total_tokens_sets_max_steps(recipe_file: Path, overrides: list[str], wo
     assert training_arguments(load_recipe(str(recipe_file), overrides), world_size)["max_steps"] == steps
 
 
-def test_without_total_tokens_the_arguments_are_as_given(recipe_file: Path) -> None:
-    recipe = load_recipe(str(recipe_file), ["training.max_steps=7"])
-    assert training_arguments(recipe, world_size=3) == {"max_steps": 7}
+@pytest.mark.parametrize(
+    ("length", "warmup", "logging", "evaluation"),
+    [
+        ("max_steps=1", 1, 1, 1),
+        ("max_steps=7", 1, 1, 1),
+        ("max_steps=200", 4, 2, 20),
+        ("max_steps=1000", 20, 10, 100),
+        ("max_steps=100000", 2000, 10, 10000),
+        ("total_tokens=204800", 4, 2, 20),  # 200 steps of 8 x 128 tokens
+        ("num_train_epochs=2", 0.02, 0.01, 0.1),
+    ],
+)
+def test_a_silent_recipe_gets_what_suits_its_length(
+    recipe_file: Path, length: str, warmup: float, logging: float, evaluation: float, tmp_path: Path
+) -> None:
+    arguments = training_arguments(load_recipe(str(recipe_file), [f"training.{length}"]))
+    got = [arguments[key] for key in ("warmup_steps", "logging_steps", "eval_steps", "save_steps")]
+    assert got == [warmup, logging, evaluation, evaluation]
+    assert (arguments["eval_strategy"], arguments["eval_on_start"], arguments["save_total_limit"]) == ("steps", True, 2)
+    CloneArguments(output_dir=str(tmp_path), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["eval_strategy=no"], {"eval_steps": None, "eval_on_start": None}),
+        (["eval_strategy=epoch"], {"eval_steps": None, "eval_on_start": True}),
+        (["eval_steps=5"], {"eval_strategy": "steps", "eval_steps": 5, "save_steps": 5}),
+        (["save_strategy=no"], {"save_steps": None, "save_total_limit": None}),
+        (["save_steps=7", "save_total_limit=1"], {"save_steps": 7, "save_total_limit": 1, "eval_steps": 10}),
+        (["logging_steps=3"], {"logging_steps": 3}),
+        (["warmup_steps=0"], {"warmup_steps": 0}),
+        (["eval_on_start=false"], {"eval_on_start": False}),
+    ],
+)
+def test_what_a_recipe_says_is_left_as_it_is(recipe_file: Path, given: list[str], expected: dict[str, object]) -> None:
+    asked = ["training.max_steps=100", *(f"training.{one}" for one in given)]
+    arguments = training_arguments(load_recipe(str(recipe_file), asked))
+    assert {key: arguments.get(key) for key in expected} == expected
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
@@ -77,7 +78,8 @@ def _adapter(key: str) -> TypeAdapter[Any]:
 
 
 def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
-    """Keyword arguments for `CloneArguments`, `total_tokens` turned into `max_steps` for `world_size` processes.
+    """Keyword arguments for `CloneArguments`: the recipe's own, `total_tokens` turned into `max_steps` for `world_size`
+    processes, and where the recipe is silent what suits a run of this length (`run_defaults`).
 
     From a calibrated start matrices are trained with Muon unless the recipe names an optimiser, since AdamW's first
     steps undo such a start at its usual rates (see `optim.MuonAdamW`).
@@ -88,7 +90,38 @@ def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
     if recipe.training.total_tokens is not None:
         sequences = math.prod(batch_sizes(recipe)) * world_size
         arguments["max_steps"] = math.ceil(recipe.training.total_tokens / (sequences * recipe.data.sequence_length))
-    return arguments
+    return run_defaults(arguments) | arguments
+
+
+def run_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What suits a run of this length, for the arguments that are not given.
+
+    A hundred log lines, at least one every ten steps; evaluation at the start and ten times on the way, the end
+    included; a checkpoint ten times, of which the last two are kept; a warm-up over a fiftieth of the run. A run whose
+    length is counted in epochs has no number of steps yet, so it gets shares of itself.
+    """
+    steps = arguments.get("max_steps", -1)
+    counted = steps > 0
+
+    def part(of: int, most: int | None = None) -> float:
+        if not counted:
+            return 1 / of
+        return max(1, min(math.ceil(steps / of), most or steps))
+
+    defaults: dict[str, Any] = {"warmup_steps": part(50), "eval_strategy": "steps", "save_strategy": "steps"}
+    asked = {**defaults, "logging_strategy": "steps", **arguments}
+    if asked["logging_strategy"] == "steps":
+        defaults["logging_steps"] = part(100, most=10)
+    if asked["eval_strategy"] != "no":
+        defaults["eval_on_start"] = True
+    if asked["eval_strategy"] == "steps":
+        defaults["eval_steps"] = part(10)
+    if asked["save_strategy"] == "steps":
+        # Where the best checkpoint is kept, it must be one that was evaluated.
+        defaults["save_steps"] = asked.get("eval_steps", part(10))
+    if asked["save_strategy"] != "no":
+        defaults["save_total_limit"] = 2
+    return defaults
 
 
 def batch_sizes(recipe: Recipe) -> tuple[int, int]:
