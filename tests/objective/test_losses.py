@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lowrank_clone.objective import lm_kl
 from lowrank_clone.objective.head import Head
 from lowrank_clone.objective.lm_kl import lm_kl_loss
-from lowrank_clone.objective.tap_mse import tap_mse
+from lowrank_clone.objective.tap_mse import mean_square, tap_mse, write_target
 
 N, V, D_S, D_T = 11, 37, 6, 10
 
@@ -328,8 +328,14 @@ class Tap:
         for leaf in self.leaves:
             leaf.requires_grad_()
 
-    def ours(self, **options: Any) -> tuple[Tensor, Tensor | None]:
-        return tap_mse(self.student, self.target.clone(), factor=self.factor, through=self.through, **options)
+    def ours(self, **options: Any) -> tuple[Tensor, Tensor]:
+        """The MSE, and the mean square of what it is compared with."""
+        target, product = self.target.clone(), None
+        if self.factor is not None:
+            target, product = write_target(self.target, self.factor), (self.target, self.factor)
+        counted = {key: value for key, value in options.items() if key in ("valid", "count")}
+        square = mean_square(target, **counted)
+        return tap_mse(self.student, target, product=product, through=self.through, **options), square
 
     def naive(
         self, valid: Tensor | None = None, count: float | None = None, scale: float = 1.0
@@ -345,7 +351,7 @@ class Tap:
         naive = {key: float(value) if key in ("count", "scale") else value for key, value in options.items()}
         (mse, square), (expected, expected_square) = self.ours(**options), self.naive(**naive)
         assert relative_error(mse, expected.detach()) < 1e-14
-        assert square is not None and relative_error(square, expected_square.detach()) < 1e-14
+        assert relative_error(square, expected_square.detach()) < 1e-14
         ours, truth = (torch.autograd.grad(3.0 * loss, self.leaves) for loss in (mse, expected))
         for gradient, right in zip(ours, truth, strict=True):
             assert relative_error(gradient, right) < 1e-13
@@ -381,7 +387,7 @@ def test_tap_equals_the_definition(tap: str, options: dict[str, Any]) -> None:
 def test_tap_divided_by_its_own_target(tap: str, overwrite: bool) -> None:
     case = Tap(**TAPS[tap])
     raw, square = case.naive(valid=VALID)
-    mse, _ = case.ours(valid=VALID, own_scale=True, overwrite=overwrite)
+    mse, _ = case.ours(valid=VALID, scale=1 / case.ours(valid=VALID)[1], overwrite=overwrite)
     assert relative_error(mse, (raw / square).detach()) < 1e-14
     ours = torch.autograd.grad(mse, case.leaves)
     truth = torch.autograd.grad(raw / square.detach(), case.leaves)  # the divisor carries no gradient
@@ -406,36 +412,35 @@ def test_target_is_overwritten_only_where_allowed() -> None:
         target = case.target.clone()
         tap_mse(case.student, target, overwrite=overwrite)
         assert torch.equal(target, case.target) != overwrite
-    case = Tap(write=True)
-    target = case.target.clone()
-    tap_mse(case.student, target, factor=case.factor)
-    assert torch.equal(target, case.target)
 
 
 def test_a_tap_of_a_model_with_itself_is_zero_and_leaves_the_activation() -> None:
     x = torch.randn(N, WIDTH)
     before = x.clone()
-    mse, square = tap_mse(x, x)
-    assert float(mse) == 0.0 and torch.equal(x, before)
-    assert relative_error(square, x.square().mean()) < 1e-6
+    assert float(tap_mse(x, x)) == 0.0 and torch.equal(x, before)
+    assert relative_error(mean_square(x), x.square().mean()) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tap_sums_are_float32_and_untouched_by_autocast(dtype: torch.dtype) -> None:
     student, target = torch.randn(N, WIDTH).to(dtype).requires_grad_(), torch.randn(N, WIDTH).to(dtype)
     factor = torch.randn(WIDTH, WIDTH).to(dtype)
-    mse, square = tap_mse(student, target.clone(), factor=factor)
+
+    def take() -> tuple[Tensor, Tensor]:
+        aim = write_target(target, factor)
+        return mean_square(aim), tap_mse(student, aim, product=(target, factor))
+
+    square, mse = take()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        again, _ = tap_mse(student, target.clone(), factor=factor)
+        assert all(torch.equal(a, b) for a, b in zip(take(), (square, mse), strict=True))
     assert mse.dtype == square.dtype == torch.float32
-    assert torch.equal(mse, again)
     truth = (student.double() - target.double() @ factor.double()).square().mean().detach()
     assert relative_error(mse.double(), truth) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
 def test_large_activations_do_not_overflow_in_bfloat16() -> None:
     student, target = torch.full((N, WIDTH), 3e4, dtype=torch.bfloat16), torch.zeros(N, WIDTH, dtype=torch.bfloat16)
-    assert relative_error(tap_mse(student, target)[0].double(), torch.tensor(9e8).double()) < 1e-2
+    assert relative_error(tap_mse(student, target).double(), torch.tensor(9e8).double()) < 1e-2
 
 
 def test_a_second_backward_of_a_tap_is_refused() -> None:

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from ..errors import InputError
 from ..plan.roles import TapSpec
 from .probe import TapRuns
-from .tap_mse import tap_mse
+from .tap_mse import mean_square, tap_mse, write_target
 from .taps import Watch
 from .tokens import token_count
 
@@ -87,30 +87,39 @@ class Comparison:
     def _compare(self, tap: TapSpec, given: Tensor, output: Tensor) -> None:
         if not self._outputs[tap.name]:
             raise InputError(f"tap `{tap.name}`: module `{tap.module}` did not run in the teacher; leave this tap out")
-        target, version = self._outputs[tap.name].pop(0)
-        if _version(target) != version:
+        teacher, version = self._outputs[tap.name].pop(0)
+        if _version(teacher) != version:
             raise InputError(
                 f"tap `{tap.name}`: the teacher changed what `{tap.module}` returned in place, which it did not do in "
                 "a trial pass; leave this tap out"
             )
         through, copies = self._through.get(tap.name), self._runs[tap.name].copies
+        valid = self._valid if self._valid is None or copies == 1 else self._valid.repeat(copies)
         call = call_name(tap.name, self._calls[tap.name])
         self._calls[tap.name] += 1
-        mse, square = tap_mse(
-            output if through is None else given.reshape(-1, given.shape[-1]),
+        student = output if through is None else given.reshape(-1, given.shape[-1])
+        factor = self._factors.get(tap.name)
+        target = (teacher if factor is None else write_target(teacher, factor)).to(student.dtype)
+        mse = tap_mse(
+            student,
             target,
-            factor=self._factors.get(tap.name),
+            product=None if factor is None else (teacher, factor),
             through=through,
-            valid=self._valid if self._valid is None or copies == 1 else self._valid.repeat(copies),
+            valid=valid,
             count=self._count,
-            scale=self._scales[call] if isinstance(self._scales, Mapping) else None,
-            own_scale=self._scales == "own",
-            overwrite=self._overwrite,
-            with_square=self._scales is not None,
+            scale=self._scale(call, target, valid),
+            overwrite=self._overwrite or target is not teacher,
         )
         self.losses[tap.name] = self.losses[tap.name] + mse if tap.name in self.losses else mse
-        if square is not None:
-            self.squares[call] = square
+
+    def _scale(self, call: str, target: Tensor, valid: Tensor | None) -> Tensor | None:
+        """What multiplies the MSE of this call of a tap; if anything does, its target's mean square is noted too."""
+        if self._scales is None:
+            return None
+        self.squares[call] = square = mean_square(target, valid, self._count)
+        if isinstance(self._scales, str):
+            return square.clamp(min=torch.finfo(square.dtype).tiny).reciprocal()
+        return self._scales[call]
 
 
 def call_name(tap: str, call: int) -> str:

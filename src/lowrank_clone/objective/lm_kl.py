@@ -11,6 +11,7 @@ gradient checkpointing neither recomputes nor drops them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..precision import wide_dtype
 from .head import Head, widens_products
+from .kl import RowWeights, kl_of_rows, log_normaliser
 from .tokens import token_count
 
 
@@ -63,10 +65,15 @@ def lm_kl_loss(
     kl_count = token_count(kl_count, valid, student_hidden.dtype)
     if chunk_elements is None:
         chunk_elements = chunk_elements_of(student_hidden.device.type)
-    pair = None if teacher_hidden is None or teacher_head is None else (teacher_hidden, teacher_head)
-    weights = TokenWeights(temperature, lm_weight / lm_count, kl_weight / kl_count)
-    head = (student_head.weight, student_head.bias, student_head)
-    total, lm, kl = FusedLMKL.apply(student_hidden, *head, pair, targets, valid, weights, chunk_elements)
+    batch = Batch(
+        student_head,
+        None if teacher_hidden is None or teacher_head is None else (teacher_hidden, teacher_head),
+        targets,
+        valid,
+        TokenWeights(temperature, lm_weight / lm_count, kl_weight / kl_count),
+        chunk_elements,
+    )
+    total, lm, kl = FusedLMKL.apply(student_hidden, student_head.weight, student_head.bias, batch)
     return total, lm / lm_count, kl / kl_count
 
 
@@ -77,8 +84,6 @@ CHUNK_ELEMENTS_ACCELERATOR = 2**27
 # A chunk's elementwise part goes over blocks of its rows, of which a CPU wants two in its caches.
 BLOCK_ELEMENTS = {"cpu": 2**20}
 BLOCK_ELEMENTS_ACCELERATOR = 2**25
-# From this temperature on no p_T rounds to 0 before a row of the teacher's logits spans 87 times as much.
-RATIO_FROM = 4.0
 
 
 def chunk_elements_of(device: str) -> int:
@@ -100,65 +105,55 @@ class TokenWeights:
     kl: Tensor | float
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one call of the loss is given beside the tensors that gradients flow to; see `lm_kl_loss`."""
+
+    head: Head
+    teacher: tuple[Tensor, Head] | None
+    targets: Tensor
+    valid: Tensor
+    weights: TokenWeights
+    chunk_elements: int
+
+
 class FusedLMKL(torch.autograd.Function):
     """Gradients are taken while a chunk's logits are at hand; backward only scales them, and can run once."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        teacher: tuple[Tensor, Head] | None,
-        targets: Tensor,
-        valid: Tensor,
-        weights: TokenWeights,
-        chunk_elements: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The value, and all of the gradient that needs the inputs."""
-        wide = wide_dtype(hidden.dtype)
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden) if need_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
-        d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
-        sums = torch.zeros(2, dtype=wide, device=hidden.device)
-        chunk = _even_chunk(len(hidden), max(1, chunk_elements // len(weight)))
+        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        sums = torch.zeros(2, dtype=wide_dtype(hidden.dtype), device=hidden.device)
+        chunk = _even_chunk(len(hidden), max(1, batch.chunk_elements // len(weight)))
         block = _even_chunk(chunk, max(1, block_elements(hidden.device.type) // len(weight)))
-        spare = sums.new_empty(1 if teacher is None else 2, block, len(weight))
-        need_grad = need_hidden or need_weight or need_bias
+        scratch = sums.new_empty(1 if batch.teacher is None else 2, block, len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
-            student_head, head_rows = head.widened(), weight.detach().to(hidden.dtype)
-            buffer = student_head.buffer(chunk, sums)
-            if teacher is not None:
-                teacher_hidden, teacher_head = teacher[0], teacher[1].widened()
+            head = batch.head.widened()
+            buffer = head.buffer(chunk, sums)
+            if batch.teacher is not None:
+                teacher_hidden, teacher_head = batch.teacher[0], batch.teacher[1].widened()
                 teacher_buffer = teacher_head.buffer(chunk, sums)
             for start in range(0, len(hidden), chunk):
                 part = slice(start, start + chunk)
-                logits = student_head.logits(hidden[part], buffer)
-                aims = None if teacher is None else teacher_head.logits(teacher_hidden[part], teacher_buffer)
+                logits = head.logits(hidden[part], buffer)
+                aims = None if batch.teacher is None else teacher_head.logits(teacher_hidden[part], teacher_buffer)
                 for first in range(0, len(logits), block):
                     rows = slice(first, first + block)
                     pair = logits[rows], None if aims is None else aims[rows]
-                    sums += _block(head, *pair, spare, targets[part][rows], valid[part][rows], weights, need_grad)
+                    labels, valid = batch.targets[part][rows], batch.valid[part][rows]
+                    sums += _block(batch, *pair, scratch, labels, valid, gradients.needed)
                     del pair
                 # Where products make their own buffers, the next chunk's are made when these are gone.
                 del aims
-                if need_grad:
-                    if d_bias is not None:
-                        d_bias += logits.sum(0)
-                    grad = logits.to(hidden.dtype)
-                    if d_hidden is not None:
-                        torch.mm(grad, head_rows, out=d_hidden[part])
-                    if d_weight is not None:
-                        _add_product_(d_weight, grad.T, hidden[part])
-                    del grad
+                gradients.add(part, logits)
                 del logits
-        narrow = zip((d_hidden, d_weight, d_bias), (hidden, weight, bias), strict=True)
-        ctx.grads = [None if g is None or like is None else g.to(like.dtype) for g, like in narrow]
+        ctx.grads = gradients.narrowed()
         lm, kl = sums.unbind()
         ctx.mark_non_differentiable(lm, kl)
-        return weights.lm * lm + weights.kl * kl, lm, kl
+        return batch.weights.lm * lm + batch.weights.kl * kl, lm, kl
 
     @staticmethod
     def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -168,110 +163,81 @@ class FusedLMKL(torch.autograd.Function):
             raise RuntimeError(
                 "the fused LM and KL loss can be differentiated once; its gradients are already released"
             )
-        return (*(None if grad is None else grad.mul_(total) for grad in grads), *(None,) * 6)
+        return (*(None if grad is None else grad.mul_(total) for grad in grads), None)
+
+
+class _Gradients:
+    """The gradients in `h W^T + b`'s input `h` [n, d], weight `W` [V, d] and bias `b` [V], those that are needed."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> None:
+        self._inputs, wide = (hidden, weight, bias), wide_dtype(hidden.dtype)
+        self._hidden = torch.empty_like(hidden) if needs[0] else None
+        self._weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+        self._bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
+        self._rows = weight.detach().to(hidden.dtype)
+        self.needed = any(needs)
+
+    def add(self, part: slice, in_logits: Tensor) -> None:
+        """Take in a chunk of the gradient in the head's output, [chunk, V]."""
+        hidden = self._inputs[0]
+        if not self.needed:
+            return
+        if self._bias is not None:
+            self._bias += in_logits.sum(0)
+        in_logits = in_logits.to(hidden.dtype)
+        if self._hidden is not None:
+            torch.mm(in_logits, self._rows, out=self._hidden[part])
+        if self._weight is not None:
+            _add_product_(self._weight, in_logits.T, hidden[part])
+
+    def narrowed(self) -> list[Tensor | None]:
+        """The gradients in the dtypes of what they belong to."""
+        pairs = zip((self._hidden, self._weight, self._bias), self._inputs, strict=True)
+        return [None if grad is None or of is None else grad.to(of.dtype) for grad, of in pairs]
 
 
 def _block(
-    head: Head,
+    batch: Batch,
     student: Tensor,
     teacher: Tensor | None,
-    spare: Tensor,
+    scratch: Tensor,
     targets: Tensor,
     valid: Tensor,
-    weights: TokenWeights,
     need_grad: bool,
 ) -> Tensor:
     """Sums of LM and of T^2 KL over a block of rows, [2].
 
     `student` and `teacher` are [block, V] logits and are overwritten, the student's, if needed, with the weighted
-    gradient in `h W^T + b`. `spare`, as many [.., V] again, is scratch.
+    gradient in `h W^T + b`. `scratch` is as many [.., V] again.
     """
+    head, weights = batch.head, batch.weights
     counted = targets != -100
     labels = targets.clamp(min=0).unsqueeze(-1)
     uncapped = student / head.softcap if head.softcap is not None and need_grad else None
-    p = torch.softmax(student, -1, out=spare[0, : len(student)])
-    lm = torch.where(counted, (_log_normaliser(student, p) - student.gather(-1, labels)).squeeze(-1), 0.0).sum()
+    p = torch.softmax(student, -1, out=scratch[0, : len(student)])
+    lm = torch.where(counted, (log_normaliser(student, p) - student.gather(-1, labels)).squeeze(-1), 0.0).sum()
     lm_row = (weights.lm * counted).unsqueeze(-1).to(p.dtype)
     if teacher is None:
         kl = torch.zeros_like(lm)
-        torch.mul(p, lm_row, out=student)
+        gradient = torch.mul(p, lm_row, out=student)
     else:
         kl_row = (weights.kl * weights.temperature * valid).unsqueeze(-1).to(p.dtype)
-        way = _kl_by_ratio if weights.temperature >= RATIO_FROM else _kl_by_softmax
-        row = way(p, student, teacher, spare[1, : len(teacher)], weights.temperature, lm_row, kl_row)
-        kl = torch.where(valid, row, 0.0).sum() * weights.temperature**2
+        of_rows = RowWeights(weights.temperature, lm_row, kl_row)
+        rows, gradient = kl_of_rows(p, student, teacher, scratch[1, : len(teacher)], of_rows)
+        kl = torch.where(valid, rows, 0.0).sum() * weights.temperature**2
     if need_grad:
-        student.scatter_add_(-1, labels, -lm_row)
+        gradient.scatter_add_(-1, labels, -lm_row)
         if uncapped is not None:
-            student *= uncapped.square_().neg_().add_(1)
+            gradient *= uncapped.square_().neg_().add_(1)
         if head.scale != 1.0:
-            student *= head.scale
+            gradient *= head.scale
     return torch.stack([lm, kl]).to(p.dtype)
-
-
-def _kl_by_softmax(
-    p: Tensor, student: Tensor, teacher: Tensor, spare: Tensor, temperature: float, lm_row: Tensor, kl_row: Tensor
-) -> Tensor:
-    """KL of each row, and `lm_row p + kl_row (p_S - p_T)` in `student`; `p` is the student's softmax at T = 1.
-
-    KL = log sum_v p_T exp(m - gap) with m = sum_v p_T gap: no difference of nearly equal numbers where it is small.
-    """
-    log_z = _log_normaliser(student, p)
-    same = temperature == 1.0
-    grad = p.mul_(lm_row + kl_row) if same else p.mul_(lm_row)
-    if not same:
-        student *= 1 / temperature
-        teacher *= 1 / temperature
-    p_teacher = torch.softmax(teacher, -1, out=spare)
-    log_z_teacher = _log_normaliser(teacher, p_teacher)
-    gap = teacher.sub_(student)
-    expected_gap = torch.linalg.vecdot(p_teacher, gap)
-    small = torch.linalg.vecdot(p_teacher, torch.sub(expected_gap.unsqueeze(-1), gap, out=gap).expm1_()).log1p()
-    if not same:
-        p_student = torch.softmax(student, -1, out=teacher)
-        log_z = _log_normaliser(student, p_student)
-        grad.addcmul_(p_student, kl_row)
-    torch.addcmul(grad, p_teacher, kl_row, value=-1, out=student)
-    plain = expected_gap + (log_z - log_z_teacher).squeeze(-1)
-    return torch.where(small.isfinite(), small.to(plain.dtype), plain)  # where exp overflows the plain form is exact
-
-
-def _kl_by_ratio(
-    p: Tensor, student: Tensor, teacher: Tensor, spare: Tensor, temperature: float, lm_row: Tensor, kl_row: Tensor
-) -> Tensor:
-    """`_kl_by_softmax` in fewer passes over [block, V], for temperatures that keep every p_T above 0.
-
-    The series e_v = expm1(m - gap_v) of the KL holds the student's softmax too: with s = sum_v p_T e,
-    p_S = p_T (1 + e) / (1 + s), so p_S - p_T = p_T (e - s) / (1 + s), without a difference of nearly equal numbers.
-    `shift` is 0 unless a student is so far off that exp would overflow.
-    """
-    grad = p.mul_(lm_row)
-    teacher *= 1 / temperature
-    p_teacher = torch.softmax(teacher, -1, out=spare)
-    gap = torch.sub(teacher, student, alpha=1 / temperature, out=teacher)
-    expected_gap = torch.linalg.vecdot(p_teacher, gap).unsqueeze(-1)
-    shift = (expected_gap - gap.amin(-1, keepdim=True) - 80).clamp_(min=0)
-    e = torch.sub(expected_gap - shift, gap, out=gap).expm1_()
-    # 1 + s is at least 1 without a shift, and p_T exp(80) with one.
-    s = torch.linalg.vecdot(p_teacher, e).unsqueeze(-1).clamp_(min=1e-4 - 1)
-    e.sub_(s).mul_(kl_row / (1 + s))
-    torch.addcmul(grad, p_teacher, e, out=student)
-    return (shift + s.log1p()).squeeze(-1)
 
 
 def _even_chunk(tokens: int, most: int) -> int:
     """Size of chunks of no more than `most` tokens, the last of which is not left with a few."""
     chunks = max(1, -(-tokens // most))
     return max(1, -(-tokens // chunks))
-
-
-def _log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """log sum exp of each row, [n, 1], from its softmax: where both are largest, `log z = logit - log p`.
-
-    One number a row, so in float64 where the device has it: the KL subtracts two of them that are nearly equal.
-    """
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    return logits.amax(-1, keepdim=True).to(exact) - probabilities.amax(-1, keepdim=True).to(exact).log()
 
 
 def _add_product_(accumulator: Tensor, left: Tensor, right: Tensor) -> None:
