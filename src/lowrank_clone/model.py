@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import InputError
-from .execution.checkpointing import checkpointing_options
+from .execution.checkpointing import checkpointing_options, enable_checkpointing, set_training
 from .execution.pair import Execution, Order
 from .factors.links import Targets, link_all
 from .factors.parameterize import check_kinds, reparameterize
@@ -255,9 +255,10 @@ class CloneModel(nn.Module):
         self._execution.compile(**options)
 
     def train(self, mode: bool = True) -> CloneModel:
-        """Switch the student; the teacher stays in eval mode."""
+        """Switch between training and evaluation. Neither model ever draws noise: there is no dropout in a clone."""
         super().train(mode)
         self.teacher.eval()
+        set_training(self.student, mode)
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> CloneModel:
@@ -296,5 +297,5 @@ class CloneModel(nn.Module):
             InputError: The model can't be checkpointed, or an option is not usable (`recompute.checkpointing_options`).
         """
         options = checkpointing_options(self.config, (activation_checkpointing_kwargs or {}) | kwargs)
-        layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
-        self.student.activation_checkpointing_enable(options, **layers)
+        enable_checkpointing(self.student, options)
+        set_training(self.student, self.training)

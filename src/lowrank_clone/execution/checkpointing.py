@@ -9,13 +9,15 @@ comparison runs in that layer's forward pass only, so it has to happen beside th
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..errors import InputError
@@ -66,6 +68,49 @@ def checkpointing_options(config: PretrainedConfig, options: Mapping[str, Any] |
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise InputError(f"{where}: every_n_layers: got {every!r}, expected a whole number of 1 or more")
     return chosen | ({"context_fn": elementwise_only} if recompute == "elementwise" else {})
+
+
+def enable_checkpointing(student: PreTrainedModel, options: Mapping[str, Any]) -> None:
+    """Checkpoint the student's layers.
+
+    Args:
+        options: What `checkpointing_options` gave.
+    """
+    ours = dict(options)
+    layers = {key: ours.pop(key) for key in ("every_n_layers", "offload") if key in ours}
+    student.activation_checkpointing_enable(ours, **layers)
+    for layer in student.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            own: Any = vars(layer)
+            own["_gradient_checkpointing_func"] = _inside_in_eval(layer, own["_gradient_checkpointing_func"])
+
+
+def set_training(student: PreTrainedModel, training: bool) -> None:
+    """Let the student be trained, or not. Either way its modules are in eval mode, so that it draws no noise.
+
+    A layer that is to be checkpointed is the exception: transformers checkpoints a layer in training mode alone. Its
+    forward pass runs in eval mode all the same (`enable_checkpointing`).
+    """
+    student.eval()
+    for layer in student.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer.training = training
+
+
+def _inside_in_eval(layer: nn.Module, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """`checkpoint` with the layer itself in eval mode inside, in the forward pass and when it is recomputed."""
+
+    def call(function: Callable[..., Any], *args: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            before, layer.training = layer.training, False
+            try:
+                return function(*inputs)
+            finally:
+                layer.training = before
+
+        return checkpoint(run, *args)
+
+    return call
 
 
 def elementwise_only() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

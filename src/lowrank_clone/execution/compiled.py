@@ -101,25 +101,13 @@ class CompiledBlocks:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if isinstance(block, GradientCheckpointingLayer) and block.gradient_checkpointing and block.training:
                 checkpoint: Any = block._gradient_checkpointing_func
-                output, seen = checkpoint(self._checkpointed(block, kwargs), *args)
+                output, seen = checkpoint(lambda *inputs: self._call(block, inputs, kwargs), *args)
             else:
                 output, seen = self._call(block, args, kwargs)
             self._report(taps, seen)
             return output
 
         return forward
-
-    def _checkpointed(self, block: GradientCheckpointingLayer, kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """The block's call for the checkpoint around it, without the block's own checkpoint inside."""
-
-        def call(*args: Any) -> Any:
-            block.gradient_checkpointing = False
-            try:
-                return self._call(block, args, kwargs)
-            finally:
-                block.gradient_checkpointing = True
-
-        return call
 
     def _report(self, taps: list[TapSpec], seen: Recorded) -> None:
         for index, given, output in seen:

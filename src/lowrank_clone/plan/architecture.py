@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..hooks import PassLeft, hooked, leave_pass
 from .equivalent import equivalent_config
 from .layers import model_blocks
+from .noise import training_noise
 
 
 def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -68,6 +69,8 @@ def student_config(
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise InputError(f"student.{key}: no such field in the config of `{teacher.model_type}`{hint}")
+    for key, value in training_noise(overrides or {}).items():
+        raise InputError(f"student.{key}: got {value:g}, expected 0; a clone is trained without dropout and jitter")
     if explicit_head_dim and fields.get("head_dim") is None and fields.get("num_attention_heads"):
         fields["head_dim"] = width // fields["num_attention_heads"]
     fields.update(overrides or {})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
+from .noise import training_noise
 from .roles import Group, Plan, Role
 
 
@@ -57,11 +58,15 @@ def reachable_share(plan: Plan, role: Role) -> float:
 
 def remarks(plan: Plan) -> list[str]:
     """What a user should know of a plan besides its sizes."""
+    found = []
     ours, theirs = plan.student_config.model_type, plan.teacher_config.model_type
-    if ours == theirs:
-        return []
-    heads = plan.student_config.num_attention_heads
-    return [
-        f"The student is saved as type `{ours}`: the config of `{theirs}` refuses hidden_size={plan.student_width} "
-        f"with {heads} heads, and `{ours}` is the same model (same parameters, same logits)."
-    ]
+    if ours != theirs:
+        heads = plan.student_config.num_attention_heads
+        found.append(
+            f"The student is saved as type `{ours}`: the config of `{theirs}` refuses hidden_size={plan.student_width} "
+            f"with {heads} heads, and `{ours}` is the same model (same parameters, same logits)."
+        )
+    if noise := training_noise(plan.teacher_config.to_dict()):
+        fields = ", ".join(f"{key}={value:g}" for key, value in noise.items())
+        found.append(f"The student trains without the teacher's {fields}; its saved config keeps the teacher's value.")
+    return found
