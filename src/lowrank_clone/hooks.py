@@ -1,7 +1,7 @@
 """Hooks on modules that are gone when their context is left: the one place where forward hooks are registered.
 
-Also the two questions that every hook has: which tensor of a module's arguments or results is meant, and how a pass is
-left from inside one.
+Also eval mode for a while, and the two questions that every hook has: which tensor of a module's arguments or results
+is meant, and how a pass is left from inside one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,18 @@ def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], when: Literal[
             register = module.register_forward_pre_hook if when == "before" else module.register_forward_hook
             stack.callback(register(hook, with_kwargs=True).remove)
         yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and afterwards every one of its modules in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class PassLeft(Exception):

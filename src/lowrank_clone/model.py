@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -30,8 +29,6 @@ from .plan.classify import make_plan
 from .plan.roles import TapSpec
 from .precision import wide_dtype
 from .starts.random import random_start
-
-logger = logging.getLogger(__name__)
 
 
 class CloneModel(nn.Module):
@@ -87,9 +84,7 @@ class CloneModel(nn.Module):
         wanted = [tap for tap in self.plan.taps if objective.clone_weight != 0 and (taps is None or taps(tap))]
         self._teacher_head = read_head(teacher)
         self.probe = probe_taps(teacher, self.plan.taps, self.plan.teacher_width)
-        self.taps = tuple(tap for tap in wanted if tap.name in self.probe.runs)
-        if reasons := self.probe.reasons(wanted):
-            logger.warning("%d taps are not compared: %s", len(wanted) - len(self.taps), reasons)
+        self.taps = self.probe.comparable(wanted)
         self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if objective.attn_out_tap == "teacher" and tap.group == "attention"]

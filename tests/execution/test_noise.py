@@ -9,6 +9,7 @@ import torch
 from tiny import MOE, batch, tiny_config, tiny_model
 
 from lowrank_clone.errors import InputError
+from lowrank_clone.hooks import evaluating
 from lowrank_clone.model import CloneModel
 from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.plan.noise import training_noise
@@ -52,6 +53,15 @@ def test_a_recomputed_layer_draws_none_either(family: str, recompute: str) -> No
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         assert torch.equal(again.eval()(batch()).loss, plain.eval()(batch()).loss)
+
+
+def test_evaluating_in_between_leaves_every_mode_as_it_was() -> None:
+    clone = CloneModel(tiny_model("doge", **NOISY["doge"]), 16)
+    clone.activation_checkpointing_enable()
+    modes = [module.training for module in clone.train().modules()]
+    with evaluating(clone.student):
+        assert not any(module.training for module in clone.student.modules())
+    assert [module.training for module in clone.modules()] == modes and any(modes)
 
 
 def test_the_saved_config_keeps_the_teacher_s_values_and_the_plan_says_so() -> None:

@@ -86,12 +86,13 @@ def enable_checkpointing(student: PreTrainedModel, options: Mapping[str, Any]) -
 
 
 def set_training(student: PreTrainedModel, training: bool) -> None:
-    """Let the student be trained, or not. Either way its modules are in eval mode, so that it draws no noise.
+    """Say of the student whether it is trained. Its modules are in eval mode either way, so that it draws no noise.
 
     A layer that is to be checkpointed is the exception: transformers checkpoints a layer in training mode alone. Its
     forward pass runs in eval mode all the same (`enable_checkpointing`).
     """
     student.eval()
+    student.training = training
     for layer in student.modules():
         if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
             layer.training = training

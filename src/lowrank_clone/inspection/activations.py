@@ -16,7 +16,8 @@ from ..errors import InputError
 from ..factors.bases import Projected
 from ..factors.factors import Factors
 from ..factors.parameterize import TARGET
-from ..objective.evaluate import batches, evaluating, rows_per_batch
+from ..hooks import evaluating
+from ..objective.evaluate import batches, rows_per_batch
 from ..objective.head import head_input
 from ..objective.taps import tap_output
 from ..plan.roles import Plan, TapSpec

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..hooks import evaluating
 from .head import head_input, read_head
 from .lm_kl import lm_kl_loss
 
@@ -26,17 +26,6 @@ class LanguageLoss:
     def perplexity(self) -> float:
         """exp(loss)."""
         return math.exp(min(self.loss, 700.0))
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model in eval mode, and afterwards as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def batches(blocks: Sequence[Any], size: int, device: torch.device) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..hooks import hooked
+from ..hooks import evaluating, hooked
 from ..precision import wide_dtype
 
 
@@ -101,13 +101,9 @@ def read_head(model: PreTrainedModel) -> Head:
     wide = wide_dtype(model.dtype)
     sizes = torch.tensor([1e-3, 1e6, 1.0, 10.0, 100.0], dtype=wide, device=model.device)
     probe = sizes.view(1, -1, 1) * torch.linspace(-1, 1, model.config.vocab_size, dtype=wide, device=model.device)
-    training = model.training
-    try:
-        ids = torch.zeros(1, len(sizes), dtype=torch.long, device=model.device)
-        with hooked([(head, lambda *_: probe)], "after"):
-            logits = model.eval()(input_ids=ids, use_cache=False).logits.double()
-    finally:
-        model.train(training)
+    ids = torch.zeros(1, len(sizes), dtype=torch.long, device=model.device)
+    with evaluating(model), hooked([(head, lambda *_: probe)], "after"):
+        logits = model(input_ids=ids, use_cache=False).logits.double()
     shown = probe.double()
     scale = float((logits[0, 0] @ shown[0, 0]) / (shown[0, 0] @ shown[0, 0]))
     scale = 1.0 if abs(scale - 1) < 1e-4 else scale

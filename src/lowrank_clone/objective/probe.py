@@ -8,6 +8,7 @@ in the second: rows that are the batch's tokens swap with them.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..hooks import floating, hooked
+from ..hooks import evaluating, floating, hooked
 from ..plan.roles import TapSpec
-from .evaluate import evaluating
+
+logger = logging.getLogger(__name__)
 
 LENGTH = 8  # tokens of each of the two sequences
 
@@ -45,6 +47,14 @@ class Probe:
     runs: Mapping[str, TapRuns]
     left_out: Mapping[str, str]
     changed: frozenset[str]
+
+    def comparable(self, taps: Iterable[TapSpec]) -> tuple[TapSpec, ...]:
+        """Those of `taps` that can be compared. Of the others a warning says why they can't."""
+        taps = list(taps)
+        found = tuple(tap for tap in taps if tap.name in self.runs)
+        if reasons := self.reasons(taps):
+            logger.warning("%d taps are not compared: %s", len(taps) - len(found), reasons)
+        return found
 
     def reasons(self, taps: Iterable[TapSpec]) -> str:
         """Which of these taps are left out and why, in one line, layers together; "" for none."""

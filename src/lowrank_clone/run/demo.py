@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..hooks import evaluating
 from ..model import CloneModel
-from ..objective.evaluate import LanguageLoss, evaluating, language_loss
+from ..objective.evaluate import LanguageLoss, language_loss
 from ..recipe.load import load_recipe
 from ..report.curves import draw_curves
 from ..training.metrics import read_metrics

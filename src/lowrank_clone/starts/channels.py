@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..objective.evaluate import evaluating
+from ..hooks import evaluating
 from ..objective.head import read_head
 from ..plan.layers import model_blocks
 from ..plan.roles import Plan
