@@ -45,8 +45,9 @@ from lowrank_clone.objective.evaluate import language_loss
 from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.plan.roles import Plan
 from lowrank_clone.recipe.schema import TeacherConfig
-from lowrank_clone.run.demo import teacher_file, write_text
-from lowrank_clone.run.job import resolve_dtype
+from lowrank_clone.run.demo import write_text
+from lowrank_clone.run.installed import teacher_file
+from lowrank_clone.run.resolve import resolve_dtype
 from lowrank_clone.run.teachers import load_config, load_teacher, load_tokenizer
 from lowrank_clone.starts.calibrated import calibrated_start
 from lowrank_clone.starts.channels import channels_start

@@ -1,4 +1,4 @@
-"""The one exception class that the command line turns into a single line and exit code 2."""
+"""The exceptions that the command line turns into a single line, and what it exits with."""
 
 
 class InputError(ValueError):
@@ -21,3 +21,18 @@ def one_line(text: object, limit: int) -> str:
     line = " ".join(str(text).split())
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     return line if len(line) <= limit else f"{line[: limit * 2 // 3]} ... {line[5 - limit // 3 :]}"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked a command to stop, and its text says what was saved.
+
+    It is no `Exception`, so that no library's `except Exception` on the way takes it for an error of its own.
+
+    Args:
+        message: One line.
+        signum: The signal that asked; a shell expects the exit code `128 + signum` (130 for Ctrl-C, 143 for SIGTERM).
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum

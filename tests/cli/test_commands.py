@@ -86,7 +86,8 @@ def test_train_leaves_a_student_that_plain_transformers_loads(recipe: Path, tmp_
     assert names >= {"student", "metrics.jsonl", "recipe.yaml", "versions.json", "curves.png", "checkpoint-4"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "lm" in line] == [1, 2, 3, 4]
-    assert any(key.startswith("tap/model.layers.1") for line in lines for key in line)
+    assert [line["step"] for line in lines if "eval_lm" in line] == [0, 1, 2, 3, 4]
+    assert any(key.startswith("tap/model.layers.1") for key in next(line for line in lines if "lm" in line))
     card = (run / "student" / "README.md").read_text()
     assert "license: mit" in card and "hidden_size: 16" in card and "256 tokens" in card
     assert {"chat_template.jinja", "tokenizer.json", "generation_config.json"} <= {
@@ -151,7 +152,8 @@ def test_resume_with_another_plan_or_teacher_is_refused(recipe: Path, tmp_path: 
 def test_a_shared_head_factor_starts_from_a_fit_that_shares_it(recipe: Path, init: str) -> None:
     from lowrank_clone.recipe.load import load_recipe
     from lowrank_clone.recipe.method import calibration_batches
-    from lowrank_clone.run.execute import make_clone, prepare_data
+    from lowrank_clone.run.build import make_clone
+    from lowrank_clone.run.execute import prepare_data
     from lowrank_clone.run.job import check
     from lowrank_clone.starts.calibrated import calibrated_start
     from lowrank_clone.starts.channels import channels_start
@@ -254,7 +256,7 @@ def test_checkpointing_is_checked_before_weights_are_read(
 def test_the_demo_s_recipe_can_be_planned(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "lowrank_clone.run.demo.teacher_file", lambda: config_folder(tmp_path / "t", tiny_config("llama"))
+        "lowrank_clone.run.installed.teacher_file", lambda: config_folder(tmp_path / "t", tiny_config("llama"))
     )
     assert lrc("plan", "demo", "student.hidden_size=16") == 0
     assert "24 -> 16" in capsys.readouterr().out

@@ -14,25 +14,30 @@ from ..inspection.figures import draw_inspection
 from ..inspection.inspect import inspect_pair
 from ..inspection.page import RunFacts, write_page
 from ..inspection.sheets import sheets
-from ..run.execute import make_clone, prepare_data
+from ..run.build import make_clone
+from ..run.execute import prepare_data
+from ..run.folder import disk_errors
+from ..run.manifest import INSPECT_FILES, record, refuse_inside, set_aside
+from ..run.saved import clone_of, job_of, open_run
 from ..training.checkpoint import load_clone
-from .saved import read_saved
 from .tables import console, print_sheet, quiet_bars
 
 
 def run(arguments: Namespace) -> None:
     """`lrc inspect RUN [--tokens N] [--start] [--no-html]`"""
     quiet_bars()
-    folder = Path(arguments.run)
+    folder = Path(arguments.run).expanduser()
     if arguments.tokens < 1:
         raise InputError(f"--tokens: got {arguments.tokens}, expected a positive number of validation tokens")
-    saved = read_saved(folder, "method.compile=false")
-    job, recipe = saved.job, saved.job.recipe
+    saved = open_run(folder)
+    output = folder / "inspect"
+    refuse_inside(folder, output, INSPECT_FILES)
+    job = job_of(saved)
     prepared = prepare_data(job)
     blocks = prepared.validation
-    blocks = blocks.select(range(min(len(blocks), -(-arguments.tokens // recipe.data.sequence_length))))
+    blocks = blocks.select(range(min(len(blocks), -(-arguments.tokens // saved.recipe.data.sequence_length))))
     with console.status("Loading the models") as status:
-        clone = make_clone(replace(job, checkpoint=None) if arguments.start else job, prepared)
+        clone = make_clone(job, prepared) if arguments.start else clone_of(saved)
         pair = (clone.teacher, clone.student, clone.plan, clone.factors, blocks)
         start = relative_errors(*pair) if arguments.start else ()
         load_clone(clone, saved.checkpoint)
@@ -40,9 +45,12 @@ def run(arguments: Namespace) -> None:
         inspection = replace(inspection, start_errors=start)
     for sheet in sheets(inspection):
         print_sheet(sheet)
-    figures = draw_inspection(inspection, saved.metrics, folder / "inspect")
-    if not arguments.no_html:
-        today, ours = date.today().isoformat(), version("lowrank-clone")
-        facts = RunFacts(str(folder), recipe.teacher.model, saved.checkpoint.name, saved.tokens, today, ours)
-        write_page(inspection, facts, figures, folder / "inspect" / "report.html")
-    console.print(f"Figures{'' if arguments.no_html else ' and report.html'} are in {folder / 'inspect'}.")
+    with disk_errors(f"could not write into `{output}`"):
+        set_aside(folder, output)
+        figures = draw_inspection(inspection, saved.metrics, output)
+        if not arguments.no_html:
+            today, ours = date.today().isoformat(), version("lowrank-clone")
+            facts = RunFacts(str(folder), saved.recipe.teacher.model, saved.checkpoint.name, saved.tokens, today, ours)
+            write_page(inspection, facts, figures, output / "report.html")
+        record(folder, [path for path in output.iterdir() if INSPECT_FILES.fullmatch(path.name)])
+    console.print(f"Figures{'' if arguments.no_html else ' and report.html'} are in {output}.")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ..errors import InputError, NonFiniteLoss, one_line
+from ..errors import InputError, Interrupted, NonFiniteLoss, one_line
 from .parser import parse
 
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `lrc`.
 
     Returns:
-        0, or 2 for the user's mistakes, 1 for training that had to stop, 130 for Ctrl-C.
+        0, or 2 for the user's mistakes, 1 for training that had to stop, 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         # argparse ends a process by itself after --help and --version.
@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NonFiniteLoss as error:
         print(f"lrc: training stopped: {one_line(error, 1000)}", file=sys.stderr)
         return 1
+    except Interrupted as stop:
+        print(f"lrc: {one_line(stop, 1000)}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("lrc: interrupted", file=sys.stderr)
         return 130

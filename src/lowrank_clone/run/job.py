@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, TrainerState
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..data.check import check_sources
-from ..errors import InputError
+from ..data.check import check_sources, keyed_sources
+from ..data.files import find_files
+from ..errors import InputError, one_line
 from ..execution.checkpointing import checkpointing_options
 from ..plan.architecture import decoder_config
 from ..plan.classify import make_plan
 from ..plan.roles import Plan
+from ..recipe.load import load_recipe
 from ..recipe.method import check_method
 from ..recipe.schema import Recipe
 from ..recipe.student import check_student_overrides
 from ..recipe.training import training_arguments
 from ..training.arguments import CloneArguments
 from ..training.checkpoint import FACTORS_FILE, check_plan, last_checkpoint
+from .folder import check_apart, check_folder
+from .resolve import OF_A_START, WRITTEN, resolved
+from .resume import compare_recipes
 from .teachers import load_config, load_tokenizer
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checked run that has not started; `checkpoint` is what it resumes, `start_from` whose factors it begins at."""
+    """A checked run that has not started.
+
+    recipe: As it will run, with everything decided. folder: Its output folder. checkpoint: What it resumes.
+    start_from: The checkpoint whose factors it begins at. remarks: What to say of a recipe that is not that of the run
+    to resume. finished: What to say if nothing is left to do.
+    """
 
     recipe: Recipe
     plan: Plan
@@ -36,23 +47,33 @@ class Job:
     folder: Path
     checkpoint: Path | None
     start_from: Path | None
+    remarks: tuple[str, ...] = ()
+    finished: str | None = None
 
 
-def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Job:
+def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, also: Iterable[str] = ()) -> Job:
     """Check a recipe against its teacher, its data and its folder, without reading weights or writing anything.
+
+    Args:
+        resume: Go on from the last complete checkpoint in the output folder.
+        overwrite: Replace the run in the output folder.
+        also: Names of files in the output folder that the caller will write beside the run's own.
 
     Raises:
         InputError: Whatever would stop the run later.
     """
-    arguments = _arguments(recipe)
-    folder = Path(str(arguments.output_dir))
-    checkpoint = _check_folder(folder, resume, overwrite)
+    folder = output_folder(recipe)
+    checkpoint = check_folder(folder, resume=resume, overwrite=overwrite, also=also)
+    before = None if checkpoint is None else _recipe_of(checkpoint.parent)
+    recipe = _as_begun(recipe, before)
+    arguments = make_arguments(recipe)
+    start_from = None if checkpoint is not None else start_checkpoint(recipe.method.start_from)
     check_sources(recipe.data)
+    check_apart(folder, _inputs(recipe, start_from))
     plan = plan_of(recipe, arguments.max_steps if arguments.max_steps > 0 else None)
     if arguments.activation_checkpointing:
         options: Any = arguments.activation_checkpointing_kwargs
         checkpointing_options(plan.student_config, options)
-    start_from = _checkpoint_of(recipe.method.start_from)
     for needed in (checkpoint, start_from):
         if needed is not None:
             check_plan(plan, needed)
@@ -62,7 +83,17 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> J
         raise InputError(
             f"data.sequence_length: got {recipe.data.sequence_length}, the model takes at most {limit} tokens; lower it"
         )
-    return Job(recipe, plan, tokenizer, arguments, folder, checkpoint, start_from)
+    now = resolved(recipe, arguments)
+    job = Job(now, plan, tokenizer, arguments, folder, checkpoint, start_from)
+    if checkpoint is None:
+        return job
+    if before is None:
+        return replace(job, remarks=("the run to resume has no recipe.yaml, so this recipe is not compared with it",))
+    before = resolved(before, make_arguments(before))
+    said = compare_recipes(before, now, checkpoint)
+    # Another text or teacher is compared by its content, for which the job has to run.
+    same = (before.teacher, before.data) == (now.teacher, now.data)
+    return replace(job, remarks=tuple(said), finished=_finished(job, checkpoint) if same else None)
 
 
 def plan_of(recipe: Recipe, max_steps: int | None = None) -> Plan:
@@ -84,30 +115,46 @@ def max_length(config: PretrainedConfig) -> int | None:
     return int(limit) if limit is not None else None
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that a recipe names; `auto` is bfloat16 where the device multiplies it natively, else float32."""
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
-    return torch.bfloat16 if native else torch.float32
+def output_folder(recipe: Recipe) -> Path:
+    """Where the run goes."""
+    return Path(str(recipe.training.arguments.get("output_dir", "runs/train"))).expanduser()
 
 
-def _arguments(recipe: Recipe) -> CloneArguments:
-    # The world's size is known only to an arguments object, and the number of steps depends on it.
-    fields: dict[str, Any] = {"report_to": "none"}
-    fields |= recipe.training.arguments
-    fields.setdefault("output_dir", "runs/train")
-    fields.setdefault("dataloader_pin_memory", torch.accelerator.is_available())
+def make_arguments(recipe: Recipe) -> CloneArguments:
+    """The Trainer's arguments.
+
+    Raises:
+        InputError: They do not go together.
+    """
+    fields: dict[str, Any] = {"report_to": "none", "dataloader_pin_memory": torch.accelerator.is_available()}
+    fields |= recipe.training.arguments | {"output_dir": str(output_folder(recipe))}
     try:
-        world_size = CloneArguments(**fields).world_size
-        return CloneArguments(**(fields | training_arguments(recipe, world_size)))
+        # The number of processes is known only to an arguments object, and the number of steps depends on it.
+        decided = training_arguments(recipe, CloneArguments(**fields).world_size)
+        return CloneArguments(**(decided | fields | {"max_steps": decided.get("max_steps", -1)}))
     except InputError:
         raise
     except (ValueError, TypeError, ImportError) as error:
-        raise InputError(f"training: {' '.join(str(error).split())}") from error
+        raise InputError(f"training: {one_line(error, 500)}") from error
 
 
-def _checkpoint_of(path: str | None) -> Path | None:
+def _inputs(recipe: Recipe, start_from: Path | None) -> dict[str, Path]:
+    """Files and folders that the run reads, by their key."""
+    inputs: dict[str, Path] = {}
+    if (teacher := Path(recipe.teacher.model).expanduser()).exists():
+        inputs["teacher.model"] = teacher
+    for key, source in keyed_sources(recipe.data):
+        if (path := Path(source.path).expanduser()).exists():
+            inputs[key] = path
+        found = find_files(source.path)
+        for file in () if found is None else found.files:
+            inputs[f"{key} ({file})"] = Path(file)
+    if start_from is not None:
+        inputs["method.start_from"] = start_from
+    return inputs
+
+
+def start_checkpoint(path: str | None) -> Path | None:
     """The checkpoint that `method.start_from` means: itself, or a run's last."""
     if path is None:
         return None
@@ -120,17 +167,41 @@ def _checkpoint_of(path: str | None) -> Path | None:
     return found
 
 
-def _check_folder(folder: Path, resume: bool, overwrite: bool) -> Path | None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"training.output_dir: `{folder}` is a file; expected a folder")
-    if resume:
-        checkpoint = last_checkpoint(folder)
-        if checkpoint is None:
-            raise InputError(f"--resume: no complete checkpoint in `{folder}`; run without --resume to start anew")
-        return checkpoint
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(
-            f"training.output_dir: `{folder}` is not empty; give --resume to go on, --overwrite to replace that run, "
-            "or another training.output_dir"
-        )
-    return None
+def _recipe_of(run: Path) -> Recipe | None:
+    """The recipe with which the run in a folder was begun, if it can still be read."""
+    try:
+        return load_recipe(str(run / "recipe.yaml"))
+    except InputError:
+        return None
+
+
+def _as_begun(recipe: Recipe, before: Recipe | None) -> Recipe:
+    """The recipe of a resumed run: what it leaves to a machine or a release is what it was when the run was begun."""
+    if before is None:
+        return recipe
+    given, begun = recipe.training.arguments, before.training.arguments
+    kept = {name: begun[name] for name in WRITTEN if name in begun and name not in given and name not in OF_A_START}
+    if "optim" in given:
+        kept.pop("muon", None)
+    dtypes = {
+        section: getattr(before if getattr(recipe, section).dtype == "auto" else recipe, section).dtype
+        for section in ("teacher", "student")
+    }
+    return replace(
+        recipe,
+        teacher=replace(recipe.teacher, dtype=dtypes["teacher"]),
+        student=replace(recipe.student, dtype=dtypes["student"]),
+        training=replace(recipe.training, arguments={**given, **kept}),
+    )
+
+
+def _finished(job: Job, checkpoint: Path) -> str | None:
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    steps = job.arguments.max_steps if job.arguments.max_steps > 0 else state.max_steps
+    student = checkpoint.parent / "student"
+    if state.global_step < steps or not (student / "config.json").is_file():
+        return None
+    return (
+        f"The run in {job.folder} is finished: it is at step {state.global_step} of {steps}, and its student is in "
+        f"{student}. Nothing was done; raise training.max_steps or training.total_tokens to go on."
+    )

@@ -22,6 +22,7 @@ class CloneArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=list, metadata={"help": "Labels are optional."})
     muon: bool = field(default=False, metadata={"help": "Matrices with Muon, the rest with AdamW (`MuonAdamW`)."})
     muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon."})
+    save_minutes: float = field(default=15.0, metadata={"help": "Save when so long nothing was saved; 0 is never."})
     adam_beta2: float = field(default=0.999, metadata={"help": "As published (LRC, arXiv 2505.12781, appendix)."})
 
     def __post_init__(self) -> None:

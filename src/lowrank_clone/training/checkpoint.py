@@ -17,6 +17,10 @@ from ..model import CloneModel
 from ..plan.roles import Plan
 
 FACTORS_FILE, PLAN_FILE = "factors.safetensors", "plan.json"
+# What `CloneTrainer` writes into a checkpoint's folder.
+CHECKPOINT_FILES = re.compile(
+    r"factors\.safetensors|plan\.json|trainer_state\.json|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
+)
 
 
 def save_clone(clone: CloneModel, folder: Path) -> None:
@@ -96,12 +100,26 @@ def _digest(clone: CloneModel) -> str:
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest complete checkpoint of a run. `trainer_state.json` is written last, so a cut-off save lacks it."""
-    found = {
+    found = complete_checkpoints(output_dir)
+    return found[max(found)] if found else None
+
+
+def complete_checkpoints(output_dir: str | Path) -> dict[int, Path]:
+    """The folders of a run's complete checkpoints by their step."""
+    return {
         int(match[1]): folder
         for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and _complete(folder)
     }
-    return found[max(found)] if found else None
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Delete what `CloneTrainer` wrote into a checkpoint's folder, and the folder if nothing else is in it."""
+    files = [file for file in folder.iterdir() if CHECKPOINT_FILES.fullmatch(file.name)] if folder.is_dir() else []
+    for file in sorted(files, key=lambda file: file.name != "trainer_state.json"):
+        file.unlink()
+    if files and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _complete(folder: Path) -> bool:

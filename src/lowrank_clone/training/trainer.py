@@ -23,6 +23,7 @@ from .arguments import CloneArguments
 from .checkpoint import last_checkpoint, load_clone, save_clone
 from .optim import MuonAdamW, bind
 from .progress import Progress
+from .saving import TimedCheckpoints, rotate
 
 
 class CloneTrainer(Trainer):
@@ -60,6 +61,7 @@ class CloneTrainer(Trainer):
         for theirs in (ProgressCallback, PrinterCallback):
             self.remove_callback(theirs)
         self.add_callback(Progress(steps=not args.disable_tqdm))
+        self.add_callback(TimedCheckpoints(args.save_minutes))
 
     # What is optimised ---------------------------------------------------------------------------------------------
 
@@ -163,7 +165,8 @@ class CloneTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Trainer's, with `lm`, `kl`, `clone` and their `loss` as means over tokens, and the perplexity exp(lm)."""
         waiting, steps, self._terms = self._terms, self._term_steps, {}
-        output = super().evaluation_loop(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # evaluating or not must not change what is trained
+            output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         terms = self._read_terms()
         targets, positions = terms.pop("targets"), terms.pop("positions")
@@ -202,6 +205,7 @@ class CloneTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = self._checkpoint_dir()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -210,6 +214,10 @@ class CloneTrainer(Trainer):
             before = last_checkpoint(self._run_dir())
             kept = f"the last complete one is {before}" if before else "there is no earlier one"
             raise InputError(f"could not save {folder}: {error}; {kept}; make room on the disk and resume") from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate(self._run_dir(), limit, folder, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_clone(self.clone, Path(resume_from_checkpoint))

@@ -1,0 +1,76 @@
+"""A recipe with everything decided that a machine, a default or the number of processes decides."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from typing import Any
+
+import torch
+
+from ..recipe.schema import Dtype, Recipe
+from ..training.arguments import CloneArguments
+
+# Beside what the recipe gives, these are written out: their defaults could be others in a later release.
+WRITTEN = (
+    "output_dir",
+    "seed",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "muon",
+    "muon_momentum",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "logging_strategy",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "eval_on_start",
+    "save_strategy",
+    "save_steps",
+    "save_minutes",
+)
+# Of these, what a resumed run takes from its own recipe or from the defaults, not from the run that it resumes.
+OF_A_START = ("output_dir", "max_steps", "num_train_epochs", "logging_steps", "eval_steps", "eval_on_start")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that a recipe names. `auto` is bfloat16 on an accelerator and on a CPU that multiplies it natively
+    (AVX512-BF16), and float32 on any other CPU."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
+    return torch.bfloat16 if native else torch.float32
+
+
+def resolved(recipe: Recipe, arguments: CloneArguments) -> Recipe:
+    """The recipe as it is run: dtypes by name, `total_tokens` as `max_steps`, the training arguments in `WRITTEN`."""
+    device = arguments.device
+    written = {name: _plain(getattr(arguments, name)) for name in WRITTEN}
+    if written["max_steps"] > 0:
+        del written["num_train_epochs"]  # Trainer does not read it then
+    given = {key: value for key, value in recipe.training.arguments.items() if key not in WRITTEN}
+    return dataclasses.replace(
+        recipe,
+        teacher=dataclasses.replace(recipe.teacher, dtype=_name(recipe.teacher.dtype, device)),
+        student=dataclasses.replace(recipe.student, dtype=_name(recipe.student.dtype, device)),
+        training=dataclasses.replace(recipe.training, total_tokens=None, arguments=written | given),
+    )
+
+
+def _name(dtype: Dtype, device: torch.device) -> Dtype:
+    return "bfloat16" if resolve_dtype(dtype, device) is torch.bfloat16 else "float32"
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value

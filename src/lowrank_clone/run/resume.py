@@ -1,0 +1,125 @@
+"""What may differ between a recipe and the run that it resumes, in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from ..errors import InputError
+from ..recipe.schema import Recipe
+
+Rule = Literal["free", "said", "refused"]
+_STARTED = "has no effect on a run that has started"
+_RATES = "the learning rates of the steps to come are those of the new schedule"
+_OPTIMIZER = "the checkpoint's optimiser has the old value"
+_ORDER = "the text would be read in another order"
+
+# For each field of a recipe: whether a resumed run may have another value, and what that means. A field of `training`
+# that is not listed is said.
+RULES: dict[str, tuple[Rule, str]] = {
+    "teacher.model": ("free", ""),  # the weights themselves are compared
+    "teacher.revision": ("free", ""),
+    "teacher.dtype": ("said", "the teacher's weights are rounded otherwise from here on"),
+    "teacher.attn_implementation": ("said", "attention may be rounded otherwise from here on"),
+    "student.hidden_size": ("refused", "its factors have the old width"),
+    "student.dtype": ("said", "the student's weights are rounded otherwise from here on"),
+    "student.overrides": ("refused", "it would be another model"),
+    "method.temperature": ("said", "the objective is another one from here on"),
+    "method.lm_weight": ("said", "the objective is another one from here on"),
+    "method.kl_weight": ("said", "the objective is another one from here on"),
+    "method.clone_weight": ("said", "the objective is another one from here on"),
+    "method.clone_normalization": ("refused", "the checkpoint's running means belong to the old one"),
+    "method.attn_out_tap": ("said", "the objective is another one from here on"),
+    "method.target_gradient": ("said", "the objective is another one from here on"),
+    "method.taps": ("said", "the objective is another one from here on"),
+    "method.init": ("said", _STARTED),
+    "method.calibration": ("said", _STARTED),
+    "method.factor_std": ("said", _STARTED),
+    "method.start_from": ("said", _STARTED),
+    "method.parameterization": ("said", "groups are switched at the next step if theirs differs"),
+    "method.head_factor": ("refused", "the checkpoint has other factors"),
+    "method.baseline": ("refused", "it would be another experiment"),
+    "method.execution": ("free", ""),
+    "method.compile": ("free", ""),
+    "data.sources": ("free", ""),  # the blocks that come of them are compared
+    "data.validation": ("free", ""),
+    "data.max_validation_blocks": ("said", "validation losses before and after are of different text"),
+    "data.sequence_length": ("refused", "the text would be cut otherwise"),
+    "data.seed": ("refused", _ORDER),
+    "data.on_error": ("free", ""),
+    "data.num_proc": ("free", ""),
+    "training.total_tokens": ("free", ""),  # it is max_steps by now
+    "training.max_steps": ("said", _RATES),
+    "training.num_train_epochs": ("said", _RATES),
+    "training.lr_scheduler_type": ("said", _RATES),
+    "training.lr_scheduler_kwargs": ("said", _RATES),
+    "training.warmup_steps": ("said", _RATES),
+    "training.per_device_train_batch_size": ("said", "steps that were done count as steps of the new size"),
+    "training.gradient_accumulation_steps": ("said", "steps that were done count as steps of the new size"),
+    "training.seed": ("refused", _ORDER),
+    "training.data_seed": ("refused", _ORDER),
+    **dict.fromkeys(
+        (
+            *("training.optim", "training.optim_args", "training.muon", "training.muon_momentum"),
+            *("training.learning_rate", "training.weight_decay"),
+            *("training.adam_beta1", "training.adam_beta2", "training.adam_epsilon"),
+        ),
+        ("refused", _OPTIMIZER),
+    ),
+    # What is written, said and saved, and how the same numbers are computed.
+    **dict.fromkeys(
+        (
+            *("training.output_dir", "training.run_name", "training.report_to", "training.project"),
+            *("training.disable_tqdm", "training.log_level", "training.log_taps", "training.do_eval"),
+            *("training.logging_strategy", "training.logging_steps", "training.logging_first_step"),
+            *("training.eval_strategy", "training.eval_steps", "training.eval_on_start", "training.eval_delay"),
+            *("training.save_strategy", "training.save_steps", "training.save_minutes", "training.save_total_limit"),
+            *("training.per_device_eval_batch_size", "training.eval_accumulation_steps", "training.use_cpu"),
+            *("training.dataloader_num_workers", "training.dataloader_pin_memory", "training.ddp_timeout"),
+            *("training.dataloader_prefetch_factor", "training.dataloader_persistent_workers"),
+            *("training.push_to_hub", "training.hub_token", "training.hub_model_id", "training.hub_strategy"),
+            *("training.activation_checkpointing", "training.activation_checkpointing_kwargs"),
+            *("training.gradient_checkpointing", "training.gradient_checkpointing_kwargs"),
+            *("training.hub_private_repo", "training.torch_empty_cache_steps"),
+        ),
+        ("free", ""),
+    ),
+}
+
+
+def compare_recipes(old: Recipe, new: Recipe, checkpoint: object) -> list[str]:
+    """What to say of a resumed run whose recipe is not the one that it was begun with; both recipes are resolved.
+
+    Raises:
+        InputError: A field differs that a resumed run can't change.
+    """
+    before, now = _fields(old), _fields(new)
+    said = []
+    for key in sorted(before.keys() | now.keys(), key=list(RULES | before | now).index):
+        if before.get(key) == now.get(key):
+            continue
+        rule, meaning = RULES.get(key, ("said", "the steps to come are others than those of the run as it was begun"))
+        change = f"{key}: got {_show(now.get(key))}, the run to resume has {_show(before.get(key))}"
+        if rule == "refused":
+            raise InputError(
+                f"{change}; {meaning}; set it back, or begin another run with method.start_from={checkpoint}"
+            )
+        if rule == "said":
+            said.append(f"{change}: {meaning}")
+    return said
+
+
+def _fields(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe by dotted key; of the open section `training` its arguments one by one."""
+    found: dict[str, Any] = {}
+    for section in dataclasses.fields(recipe):
+        content = getattr(recipe, section.name)
+        for field in dataclasses.fields(content):
+            found[f"{section.name}.{field.name}"] = getattr(content, field.name)
+    arguments = found.pop("training.arguments")
+    return found | {f"training.{key}": value for key, value in arguments.items()}
+
+
+def _show(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

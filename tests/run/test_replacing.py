@@ -1,0 +1,358 @@
+"""Nothing of the user's is lost: what `--overwrite` replaces, when, and what it refuses to touch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import tiny_model
+from tiny_tokenizer import tiny_tokenizer
+
+from lowrank_clone.cli.main import main
+from lowrank_clone.errors import InputError
+from lowrank_clone.run import manifest
+from lowrank_clone.run.folder import NEW, check_apart, check_folder, take_place
+from lowrank_clone.training import checkpoint
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    tiny_model("llama", vocab_size=258, bos_token_id=256, eos_token_id=257, pad_token_id=None).save_pretrained(folder)
+    tiny_tokenizer(bos=False, eos=True, chat=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(f"Document {i} says that {i} and {i + 1} are {2 * i + 1}. " * 20)
+    return folder
+
+
+@pytest.fixture
+def recipe(teacher: Path, text: Path, tmp_path: Path) -> Path:
+    tree = {
+        "teacher": {"model": str(teacher), "dtype": "float32"},
+        "student": {"hidden_size": 16, "dtype": "float32"},
+        "method": {"temperature": 2.0},
+        "data": {
+            "sources": [{"path": str(text)}],
+            "sequence_length": 32,
+            "validation": 0.2,
+            "max_validation_blocks": 4,
+        },
+        "training": {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "eval_strategy": "no",
+            "save_steps": 2,
+            "use_cpu": True,
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(teacher: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = recipe.__wrapped__(teacher, text, folder)  # type: ignore[attr-defined]
+    assert lrc("train", path) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def lrc(*arguments: object) -> int:
+    return main(sorted(map(str, arguments), key=lambda argument: argument.startswith("--")))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of a command that must fail."""
+    assert lrc(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lrc: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_run_is_replaced_and_what_is_the_user_s_stays(recipe: Path, run: Path) -> None:
+    mine = [
+        "notes.txt",
+        "scratch/a.txt",
+        "inspect/b.txt",
+        "checkpoint-notes/c.txt",
+        "student/mine.md",
+        "checkpoint-2/note",
+        "runs/events",
+    ]
+    for name in mine:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("mine")
+    first = (run / "student" / "model.safetensors").read_bytes()
+    assert lrc("train", recipe, "--overwrite", "training.max_steps=3", "training.save_total_limit=1") == 0
+    assert all((run / name).read_text() == "mine" for name in mine)
+    assert (run / "student" / "model.safetensors").read_bytes() != first
+    assert not (run / "checkpoint-2" / "factors.safetensors").exists() and not (run / NEW).exists()
+    assert manifest.changed_files(run) == []
+    theirs = contents(run).keys() - {str(path.relative_to(run)) for path in manifest.our_files(run)}
+    assert theirs == set(mine)
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-1] == 3
+
+
+FAILURES: dict[str, Any] = {
+    "text": "data.sources.0.path=/nowhere.txt",
+    "scheduler": "training.lr_scheduler_type=cosine_with_min_lr",
+    "optimiser": "training.optim=galore_adamw",
+}
+
+
+@pytest.mark.parametrize("override", FAILURES.values(), ids=FAILURES)
+def test_an_option_that_fails_leaves_the_old_run(recipe: Path, run: Path, override: str) -> None:
+    before = contents(run)
+    with contextlib.suppress(Exception):  # that it is one line is for the tests of the options
+        assert lrc("train", recipe, "--overwrite", override) != 0
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("place", ["begin", "data", "teacher", "step", "checkpoint", "optimizer"])
+def test_a_full_disk_leaves_the_old_run(recipe: Path, run: Path, place: str, capsys, monkeypatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    where = {
+        "begin": "lowrank_clone.run.manifest.os.replace",
+        "data": "lowrank_clone.run.execute.prepare",
+        "teacher": "lowrank_clone.run.execute.dump_results",
+        "step": "lowrank_clone.training.metrics.MetricsFile.on_log",
+        "checkpoint": "lowrank_clone.training.checkpoint.save_file",
+        "optimizer": "torch.save",
+    }
+    before = contents(run)
+    monkeypatch.setattr(where[place], full)
+    assert "No space left on device" in refused(capsys, "train", recipe, "--overwrite", "data.seed=3")
+    monkeypatch.undo()
+    assert contents(run) == before
+
+
+def test_a_new_run_that_fails_leaves_no_folder(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    refused(capsys, "train", recipe, f"training.output_dir={tmp_path / 'a' / 'b'}")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_file_that_was_changed_is_not_replaced(recipe: Path, run: Path, capsys) -> None:
+    card = run / "student" / "README.md"
+    card.write_text("my own words")
+    before = contents(run)
+    assert f"`{card}` was changed since" in refused(capsys, "train", recipe, "--overwrite")
+    assert contents(run) == before
+    assert lrc("train", recipe, "--resume", "training.max_steps=3") == 0
+    assert (run / "student" / "README.md.changed").read_text() == "my own words"
+
+
+@pytest.mark.parametrize("name", ["student", "recipe.yaml", "curves.png", "checkpoint-7", "versions.json"])
+@pytest.mark.parametrize("kind", ["theirs", "link"])
+def test_what_would_be_written_over_is_refused(
+    recipe: Path, run: Path, tmp_path: Path, name: str, kind: str, capsys
+) -> None:
+    if (run / name).is_dir():
+        shutil.rmtree(run / name)
+    (run / name).unlink(missing_ok=True)
+    other = tmp_path / "other"
+    if kind == "link":
+        other.mkdir()
+        (other / "model.safetensors").write_text("mine")
+        (run / name).symlink_to(other)
+    elif "." in name:
+        (run / name).write_text("mine: 1")
+    else:
+        (run / name).mkdir()
+        (run / name / "model.safetensors").write_text("mine")
+    before = contents(run), contents(other)
+    message = refused(capsys, "train", recipe, "--overwrite", "--dry-run")
+    assert str(run / name) in message and "move it elsewhere" in message
+    assert lrc("train", recipe, "--overwrite") == 2
+    assert (contents(run), contents(other)) == before
+
+
+def test_a_manifest_can_t_point_outside(run: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    (run / "linked").symlink_to(tmp_path)
+    tree = json.loads((run / "manifest.json").read_text())
+    state = {"size": 4}
+    tree["files"] |= {"../outside.txt": state, str(outside): state, "linked/outside.txt": state, "nul\0": state}
+    (run / "manifest.json").write_text(json.dumps(tree))
+    assert not {path.resolve() for path in manifest.our_files(run)} & {outside.resolve()}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, '{"files": {"notes.txt": {"size": 4}}}', '{"writer": "lowrank-clone"}']
+)
+def test_a_manifest_that_is_none_of_ours_gives_nothing_away(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert manifest.our_files(tmp_path) == []
+    with pytest.raises(InputError, match="holds no run that could be replaced"):
+        check_folder(tmp_path, resume=False, overwrite=True)
+
+
+def test_a_run_of_before_there_were_manifests_is_replaced(recipe: Path, run: Path) -> None:
+    for name in ("manifest.json", "results.json"):
+        (run / name).unlink()
+    (run / "student" / "mine.md").write_text("mine")
+    assert lrc("train", recipe, "--overwrite", "training.save_steps=3", "training.max_steps=3") == 0
+    assert not (run / "checkpoint-2").exists() and (run / "student" / "mine.md").read_text() == "mine"
+
+
+def test_places_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home" / "me", tmp_path / "work" / "project"
+    for folder in (home, here, tmp_path / "repository" / ".git"):
+        folder.mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "to-home").symlink_to(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    places = {
+        "/": "the root",
+        ".": "the current folder",
+        "..": "the current folder",
+        "": "the current folder",
+        str(home): "the home folder",
+        str(home.parent): "the home folder",
+        str(tmp_path / "to-home"): "the home folder",
+        str(tmp_path / "repository"): "a git repository",
+        str(tmp_path / "file"): "is a file",
+        str(tmp_path / "file" / "below"): "lies below the file",
+        str(tmp_path / "dangling"): "is a file",
+        str(tmp_path / ("n" * 300)): "File name too long",
+        str(tmp_path / "/".join(["n" * 200] * 20)): "too long",
+    }
+    for place, message in places.items():
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=message) as caught:
+                check_folder(Path(place), resume=False, overwrite=overwrite)
+            assert len(str(caught.value)) < 700
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="can't be written to"):
+        check_folder(tmp_path / "new" / "run", resume=False, overwrite=False)
+
+
+def test_inputs_and_output_stay_apart(
+    recipe: Path, run: Path, teacher: Path, text: Path, tmp_path: Path, capsys
+) -> None:
+    inside = {"teacher.model": shutil.copytree(teacher, run / "teacher"), "data.sources.0": run / "mine.jsonl"}
+    lines = [json.dumps({"text": f"Line {i} of my own. " * 20}) for i in range(9)]
+    (run / "mine.jsonl").write_text("\n".join(lines))
+    before = contents(run)
+    for key, path in inside.items():
+        override = f"{key}={path}" if key == "teacher.model" else f"{key}.path={path}"
+        assert f"{key}: `{path}` lies inside" in refused(capsys, "train", recipe, override, "--overwrite")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(run / "mine.jsonl")
+    assert "lies inside" in refused(capsys, "train", recipe, f"data.sources.0.path={link}", "--overwrite")
+    start = f"method.start_from={run}"
+    assert "method.start_from: " in refused(capsys, "train", recipe, start, "--overwrite")
+    assert contents(run) == before
+    output = f"training.output_dir={text / 'run'}"
+    assert "lies inside data.sources.0" in refused(capsys, "train", recipe, output)
+    with pytest.raises(InputError, match="lies inside a"):
+        check_apart(tmp_path / "x" / "y", {"a": tmp_path})
+
+
+def test_flags_never_send_in_a_circle(recipe: Path, run: Path, tmp_path: Path, capsys) -> None:
+    """What a message advises is not what it was given, and works."""
+    assert "give --resume to go on, --overwrite to replace" in refused(capsys, "train", recipe)
+    shutil.rmtree(run / "checkpoint-2")
+    message = refused(capsys, "train", recipe)
+    assert "--overwrite" in message and "--resume" not in message
+    message = refused(capsys, "train", recipe, "--resume")
+    assert "give --overwrite in place of --resume" in message
+    assert lrc("train", recipe, "--overwrite") == 0
+    empty = f"training.output_dir={tmp_path / 'none'}"
+    assert "leave it out" in refused(capsys, "train", recipe, empty, "--resume")
+    assert lrc("train", recipe, empty) == 0
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "notes.txt").write_text("mine")
+    for flags in ((), ("--resume",), ("--overwrite",)):
+        message = refused(capsys, "train", recipe, f"training.output_dir={strange}", *flags)
+        assert "another training.output_dir" in message
+
+
+def test_a_replacement_that_was_cut_off_is_completed(recipe: Path, run: Path, tmp_path: Path) -> None:
+    """As if the machine had gone down while the new run took the old one's place."""
+    other = tmp_path / "other"
+    assert lrc("train", recipe, f"training.output_dir={other}", "training.max_steps=4", "training.save_steps=4") == 0
+    for cut in (0, 3, 8):
+        folder = Path(shutil.copytree(run, tmp_path / f"cut-{cut}"))
+        shutil.copytree(other, folder / NEW)
+        manifest.remove(manifest.our_files(folder)[:cut], folder)
+        take_place(folder)
+        assert contents(folder) == contents(other)
+
+
+def test_an_interrupted_replacement_is_resumed_in_place_of_the_old_run(
+    recipe: Path, run: Path, capsys, monkeypatch
+) -> None:
+    """Its start is saved before the first step; until it has trained, the old run stays."""
+    before = contents(run)
+    from lowrank_clone.training.trainer import CloneTrainer
+
+    step = CloneTrainer.training_step
+
+    def stop(*_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(CloneTrainer, "training_step", stop)
+    calibrated = ("method.init=channels", "method.calibration.tokens=128", "training.max_steps=3")
+    assert lrc("train", recipe, "--overwrite", *calibrated) == 130
+    message = capsys.readouterr().err
+    assert "checkpoint-0 is saved" in message and "is as it was" in message
+    assert {name: digest for name, digest in contents(run).items() if not name.startswith(NEW)} == before
+    monkeypatch.setattr(CloneTrainer, "training_step", step)
+    assert lrc("train", recipe, "--resume", *calibrated) == 0
+    assert not (run / NEW).exists() and (run / "checkpoint-3").is_dir()
+    assert "init: channels" in (run / "recipe.yaml").read_text()
+
+
+def test_old_checkpoints_go_by_number_and_never_another_folder(recipe: Path, run: Path) -> None:
+    (run / "checkpoint-notes").mkdir()
+    (run / "checkpoint-notes" / "a.txt").write_text("mine")
+    (run / "checkpoint-1").mkdir()
+    (run / "checkpoint-1" / "model.safetensors").write_text("mine")
+    limits = ("training.max_steps=6", "training.save_total_limit=2")
+    assert lrc("train", recipe, "--resume", *limits) == 0
+    kept = sorted(path.name for path in run.glob("checkpoint-*"))
+    assert kept == ["checkpoint-1", "checkpoint-4", "checkpoint-6", "checkpoint-notes"]
+    assert torch.load(run / "checkpoint-6" / "scheduler.pt", weights_only=True)["last_epoch"] == 6
