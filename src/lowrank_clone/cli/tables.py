@@ -14,7 +14,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from ..cost import Recompute, estimate
+from ..cost import Cost, Recompute, estimate
 from ..execution.checkpointing import checkpointing_options
 from ..plan.roles import Plan
 from ..plan.sizes import remarks, size_rows
@@ -47,8 +47,12 @@ def new_table(*columns: str, **options: Any) -> Table:
     return table
 
 
-def print_plan(recipe: Recipe, plan: Plan) -> None:
-    """Sizes by group: matrices, deployed and trained numbers, and how much of the deployed ones training can reach."""
+def print_plan(recipe: Recipe, plan: Plan) -> Cost:
+    """Sizes by group: matrices, deployed and trained numbers, and how much of the deployed ones training can reach.
+
+    Returns:
+        What a step costs, as it was printed.
+    """
     recomputed = recomputation(recipe, plan)
     kinds = last_kinds(plan, recipe.method)
     rows = size_rows(plan, kinds)
@@ -67,7 +71,7 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
     console.print(table)
     if training_arguments(recipe).get("muon"):
         console.print("Matrices are trained with Muon, all else with AdamW.")
-    print_cost(recipe, plan, recomputed)
+    return print_cost(recipe, plan, recomputed)
 
 
 def recomputation(recipe: Recipe, plan: Plan) -> dict[str, Any]:
@@ -86,8 +90,8 @@ def recomputation(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     return {"recompute": options.get("recompute", "all"), "every_n_layers": options.get("every_n_layers", 1)}
 
 
-def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> None:
-    """FLOPs and memory by the cost model, and hours for the recipe's tokens on one named accelerator."""
+def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> Cost:
+    """FLOPs and memory by the cost model, which are returned."""
     arguments = training_arguments(recipe)
     batch, accumulation = batch_sizes(recipe)
     settings = clone_settings(plan, recipe.method)
@@ -116,15 +120,7 @@ def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> None:
         f"Peak by training.activation_checkpointing: {off:,.1f} GiB without, {elementwise:,.1f} with "
         f"recompute: elementwise, {whole:,.1f} with all. DDP's buckets hold the gradients once more: {buckets:,.1f}."
     )
-    if recipe.training.total_tokens is not None:
-        name, share = "h100-80gb", 0.4
-        run = cost.run(recipe.training.total_tokens, name, utilisation=share)
-        fits = "fits" if run.fits else "does not fit"
-        console.print(
-            f"{recipe.training.total_tokens:,} tokens on one {name} at {share:.0%} of its data sheet's dense peak: "
-            f"{run.hours:,.1f} hours, {run.kilowatt_hours:,.1f} kWh of the board; the memory {fits}. Predicted, not "
-            "measured on such a card."
-        )
+    return cost
 
 
 def print_sheet(sheet: Sheet) -> None:

@@ -16,13 +16,20 @@ def run(arguments: Namespace) -> None:
 
     # Imported here: what was checked until now should not wait for PyTorch.
     from ..run.execute import execute
+    from ..run.forecast import forecast, time_lines
     from ..run.job import check
     from .tables import console, print_plan, quiet_bars
 
     quiet_bars()
     job = check(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
+    expected = forecast(job)
     if arguments.dry_run:
-        print_plan(recipe, job.plan)
+        cost = print_plan(recipe, job.plan)
+        for line in expected.lines():
+            console.print(line)
+        if expected.tokens is not None:
+            for line in time_lines(cost, expected.tokens, job.arguments.device, job.plan.teacher_width):
+                console.print(line)
         console.print("Everything that can be checked without weights is in order; nothing was run.")
         return
     if job.finished is not None:

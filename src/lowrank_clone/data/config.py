@@ -63,6 +63,8 @@ class DataConfig:
     own."""
     max_validation_blocks: _Count | None = 512
     """At most so many validation blocks; what is held out beyond them is not used at all."""
+    max_epochs: Annotated[float, AfterValidator(Range(0, 1e9, above=True))] = 100.0
+    """Most times that a run may read its text; more is refused, as it is hardly meant. Raise it if it is."""
     on_error: Literal["raise", "skip"] = "raise"
     """What to do with a malformed row: stop, or leave it out and count it."""
     seed: Annotated[int, AfterValidator(Range(0, 2**32 - 1, whole=True))] = 0

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from .check import check_sources, keyed_sources, named, one_document
 from .config import DataConfig, SourceConfig
+from .estimate import mix_counts
 from .files import find_files
 from .read import DOCUMENTS_PER_BATCH, error_reason, find_origins, read_documents
 from .report import DataReport, Side, SourceReport
@@ -212,11 +213,8 @@ def _mix(parts: list[_Part], seed: int, limit: int | None) -> tuple[Dataset, lis
     The mix ends where the first part would have to repeat, or after about `limit` blocks.
     """
     rng = np.random.default_rng(seed)
-    weights = np.array([p.source.weight for p in parts])
-    shares = weights / weights.sum()
     sizes = np.array([len(p.blocks) for p in parts])
-    total = min((sizes / shares).min(), np.inf if limit is None else limit)
-    counts = np.maximum(1, np.round(shares * total)).astype(int)
+    counts = mix_counts(sizes, np.array([p.source.weight for p in parts]), limit)
     offsets = np.cumsum(sizes) - sizes
     chosen = [start + rng.permutation(size)[:n] for start, size, n in zip(offsets, sizes, counts, strict=True)]
     places = [(np.arange(n) + rng.random(n)) / n for n in counts]
