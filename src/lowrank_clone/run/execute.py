@@ -30,6 +30,7 @@ from ..training.trainer import CloneTrainer
 from .build import is_calibrated, make_clone
 from .export import CardFacts, export_student, teacher_license
 from .folder import RunFolder, disk_errors
+from .forecast import check_blocks
 from .job import Job, max_length
 from .private import without_secrets
 from .record import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
@@ -90,6 +91,7 @@ def _execute(job: Job, folder: RunFolder, interruption: Interruption, console: C
     blocks = prepare_data(job)
     for line in blocks.report.lines():
         console.print(f"  {line}", markup=False, highlight=False)
+    check_blocks(job, len(blocks.train))
     results = measure_data(blocks)
     if job.checkpoint is not None:
         results, said = carry_over(read_results(job.checkpoint.parent), results, _state(job.checkpoint).global_step)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..cost import Cost
+from ..data.config import DataConfig
 from ..data.estimate import TextEstimate, estimate_text
 from ..errors import InputError
 from ..recipe.schema import Recipe
@@ -65,32 +66,50 @@ def forecast(job: Job) -> Forecast:
         InputError: The run would read its text more often than `data.max_epochs`, or a small text has a malformed row.
     """
     text = estimate_text(job.recipe.data, job.tokenizer)
-    arguments = job.arguments
-    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    steps: int | None = arguments.max_steps if arguments.max_steps > 0 else None
-    if steps is None and text.train_blocks is not None:
-        steps = max(1, round(text.train_blocks / per_step * arguments.num_train_epochs))
-    blocks = None if steps is None else steps * per_step
+    steps, blocks = _length(job, text.train_blocks)
     epochs = None if blocks is None or not text.train_blocks else blocks / text.train_blocks
     if text.exact and text.train_blocks == 0:
         raise InputError(_too_small(text, job.recipe))
-    if epochs is not None:
-        check_epochs(job.recipe, epochs, "" if text.exact else "about ")
+    if epochs is not None and blocks is not None:
+        check_epochs(job.recipe.data, epochs, blocks, "" if text.exact else "about ")
     return Forecast(text, steps, blocks, epochs, job.recipe.data.sequence_length)
 
 
-def check_epochs(recipe: Recipe, epochs: float, about: str = "") -> None:
+def _length(job: Job, train_blocks: int | None) -> tuple[int | None, int | None]:
+    """Steps of a run, and blocks that it reads; None while neither is known."""
+    arguments = job.arguments
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    steps: int | None = arguments.max_steps if arguments.max_steps > 0 else None
+    if steps is None and train_blocks is not None:
+        steps = max(1, round(train_blocks / per_step * arguments.num_train_epochs))
+    return steps, None if steps is None else steps * per_step
+
+
+def check_blocks(job: Job, train_blocks: int) -> None:
+    """Ask the same again once the blocks are counted, for a text of which only a part was looked into, or nothing.
+
+    Raises:
+        InputError: The run reads them more than `data.max_epochs` times.
+    """
+    _, blocks = _length(job, train_blocks)
+    assert blocks is not None
+    check_epochs(job.recipe.data, blocks / train_blocks, blocks)
+
+
+def check_epochs(data: DataConfig, epochs: float, blocks: int, about: str = "") -> None:
     """Ask about a run that reads its text hundreds of times, which is a slip in a budget far more often than a wish.
+
+    Args:
+        blocks: What the run reads in all.
 
     Raises:
         InputError: It is more than `data.max_epochs`, which accepts it.
     """
-    if epochs > recipe.data.max_epochs:
-        length = "training.total_tokens" if recipe.training.total_tokens is not None else "the run's length"
+    if epochs > data.max_epochs:
         raise InputError(
-            f"data.max_epochs: {length} makes {about}{_rounded(epochs)} epochs of this text, expected at most "
-            f"{_rounded(recipe.data.max_epochs)}; give more text, shorten the run, or accept it with "
-            f"data.max_epochs={_accepting(epochs)}"
+            f"data.max_epochs: the run's {blocks * data.sequence_length:,} tokens are {about}{_rounded(epochs)} epochs "
+            f"of this text, expected at most {_rounded(data.max_epochs)}; give more text, shorten the run, or accept "
+            f"it with data.max_epochs={_accepting(epochs)}"
         )
 
 

@@ -1,0 +1,88 @@
+"""What a dry run says of the text, the epochs and the time, and what it asks."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import tiny_model
+from tiny_tokenizer import tiny_tokenizer
+
+from lowrank_clone.cli.main import main
+from lowrank_clone.run.forecast import measured_rate
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forecast")
+    tiny_model("llama", vocab_size=258, eos_token_id=257, pad_token_id=None).save_pretrained(folder / "teacher")
+    tiny_tokenizer().save_pretrained(folder / "teacher")
+    (folder / "text").mkdir()
+    for i in range(20):
+        (folder / "text" / f"{i:02}.txt").write_text("x" * 319)  # with its eos 320 tokens, ten blocks of 32
+    (folder / "text" / "README.md").write_text("no text")
+    tree = {
+        "teacher": {"model": str(folder / "teacher"), "dtype": "float32"},
+        "student": {"hidden_size": 16, "dtype": "float32"},
+        "data": {"sources": [str(folder / "text")], "sequence_length": 32, "validation": 0.1},
+        "training": {"output_dir": str(folder / "run"), "max_steps": 45, "per_device_train_batch_size": 2},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    return folder / "recipe.yaml"
+
+
+def lrc(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out if code == 0 else err
+
+
+def test_documents_tokens_blocks_epochs_and_time(recipe: Path, capsys) -> None:
+    code, out = lrc(capsys, "train", recipe, "--dry-run")
+    assert code == 0
+    assert "20 documents, 6,400 tokens" in out and "1 files of other kinds" in out
+    assert "180 blocks of 32 tokens to train on, 20 to validate on" in out  # two of twenty documents are held out
+    assert "The run reads 90 blocks in 45 steps: 0.5 epochs" in out
+    assert re.search(r"Time on this machine \(.*\): .* or more for 2,880 tokens\. Estimated: the cost model's", out)
+    assert "Time on one h100-80gb: under a second" in out and "Predicted, not measured" in out
+
+
+def test_epochs_are_turned_into_steps(recipe: Path, capsys) -> None:
+    code, out = lrc(capsys, "train", recipe, "--dry-run", "training.max_steps=-1", "training.num_train_epochs=3")
+    assert code == 0 and "The run reads 540 blocks in 270 steps: 3 epochs" in out
+
+
+@pytest.mark.parametrize("options", [("--dry-run",), ()])
+def test_a_budget_of_many_epochs_is_a_question(recipe: Path, capsys, options: tuple[str, ...]) -> None:
+    code, err = lrc(capsys, "train", recipe, "training.max_steps=-1", "training.total_tokens=4e9", *options)
+    assert code == 2 and err.count("\n") == 1
+    assert "data.max_epochs: the run's 4,000,000,000 tokens are 694,444 epochs of this text" in err
+    assert "accept it with data.max_epochs=700000" in err
+    assert not (recipe.parent / "run").exists()
+
+
+def test_a_question_can_be_answered(recipe: Path, capsys) -> None:
+    asked = ["training.max_steps=-1", "training.total_tokens=4e9", "data.max_epochs=700000"]
+    code, out = lrc(capsys, "train", recipe, "--dry-run", *asked)
+    assert code == 0 and "694,444 epochs" in out
+
+
+def test_a_text_that_fills_no_two_blocks_is_refused_before_any_work(recipe: Path, tmp_path: Path, capsys) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text("some words")
+    code, err = lrc(capsys, "train", recipe, f"data.sources=[{tmp_path}]")
+    assert code == 2 and "data.sequence_length: got 32, and the text has 22 tokens in all" in err
+    assert "lower it to 5 or less" in err
+
+
+def test_one_document_says_how_to_train_on_it(recipe: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "book.txt").write_text("some words " * 1000)
+    code, err = lrc(capsys, "train", recipe, "--dry-run", f"data.sources=[{tmp_path / 'book.txt'}]")
+    assert code == 2 and err.startswith("lrc: error: data.sources.0.path: ") and "is one document with text" in err
+    assert "data.validation" in err and "split it into several files" in err
+
+
+def test_the_rate_of_products_is_measured() -> None:
+    rate = measured_rate(torch.device("cpu"), torch.float32, 64, seconds=0.01)
+    assert 1e6 < rate < 1e16
