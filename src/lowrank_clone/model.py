@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import InputError
 from .execution.checkpointing import checkpointing_options, enable_checkpointing, set_training
 from .execution.pair import Execution, Order
 from .factors.links import Targets, link_all
+from .factors.module import FactoredModule, Successors
 from .factors.parameterize import check_kinds, reparameterize
 from .factors.student import build_student, check_teacher
 from .objective.batch import IGNORED, checked_batch, checked_count
@@ -27,11 +28,10 @@ from .objective.taps import linear_of
 from .objective.tokens import count_tokens, counted
 from .plan.classify import make_plan
 from .plan.roles import TapSpec
-from .precision import wide_dtype
 from .starts.random import random_start
 
 
-class CloneModel(nn.Module):
+class CloneModel(FactoredModule):
     """A frozen teacher and the student cloned from it, as one module that returns the loss.
 
     `student` is a plain model whose weights are leaves; `factors` are what is trained (see `factors.py`, `optim.bind`),
@@ -85,7 +85,8 @@ class CloneModel(nn.Module):
         self._teacher_head = read_head(teacher)
         self.probe = probe_taps(teacher, self.plan.taps, self.plan.teacher_width)
         self.taps = self.probe.comparable(wanted)
-        self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=start != "scratch")
+        self.scratch = start == "scratch"
+        self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=not self.scratch)
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if objective.attn_out_tap == "teacher" and tap.group == "attention"]
         self._through = {tap.name: linear_of(teacher, tap) for tap in at_teacher}
@@ -256,27 +257,24 @@ class CloneModel(nn.Module):
         set_training(self.student, mode)
         return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> CloneModel:
-        """Move or cast everything: the modules, the factors and their bases. Factors stay wide (`precision.py`)."""
-        before, dtype = dict(self.named_parameters(remove_duplicate=False)), self.student.dtype
-        super()._apply(fn, recurse)
-        after = dict(self.named_parameters(remove_duplicate=False))
-        # Most moves keep the parameters and change what they hold; one to the meta device makes new ones.
-        successors = {id(old): after[name] for name, old in before.items()}
-        self.factors.follow(fn, successors, wide_dtype(self.student.dtype))
-        self._teacher_head, self._student_head = (
-            replace(head, weight=successors.get(id(head.weight), head.weight), bias=successors.get(id(head.bias)))
-            for head in (self._teacher_head, self._student_head)
-        )
-        self._through = {
-            name: (successors.get(id(weight), weight), successors.get(id(bias)))
-            for name, (weight, bias) in self._through.items()
-        }
+    def follow(self, successors: Successors) -> None:
+        """Go where the parameters went."""
+        self._teacher_head = self._teacher_head.moved(successors)
+        self._student_head = self._student_head.moved(successors)
+        self._through = {tap.name: linear_of(self.teacher, tap) for tap in self.taps if tap.name in self._through}
         if self.target_squares is not None:
             self.target_squares.to(self.student.device)
-        if self.student.dtype != dtype:
-            self.factors.push(self.factors)
-        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The factors, and the running means of the taps' targets."""
+        squares = {} if self.target_squares is None else self.target_squares.state_dict()
+        return {**super().get_extra_state(), "target_squares": squares}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take both."""
+        super().set_extra_state(state)
+        if self.target_squares is not None:
+            self.target_squares.load_state_dict(state["target_squares"], self.student.device)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any

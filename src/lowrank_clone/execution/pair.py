@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -46,8 +47,9 @@ class Execution:
         self._teacher, self._student, self._plan, self._order = teacher, student, plan, order
         self._blocks = model_blocks(student)
         self._changed = changed
-        self._watch_teacher: Watch = lambda taps, see: observe(teacher, taps, plan.teacher_width, see, changed)
-        self._watch_student: Watch = lambda taps, see: observe(student, taps, plan.student_width, see, changed)
+        # No lambdas: a copy of a clone must watch its own models.
+        self._watch_teacher: Watch = partial(_watch, teacher, plan.teacher_width, changed)
+        self._watch_student: Watch = partial(_watch, student, plan.student_width, changed)
 
     @property
     def overwrites_targets(self) -> bool:
@@ -98,3 +100,9 @@ class Execution:
         else:
             theirs, ours = ([m.get_submodule(name) for name in self._blocks] for m in (self._teacher, self._student))
             interleave(teacher, student, theirs, ours, self._student.device)
+
+
+def _watch(
+    model: PreTrainedModel, width: int, changed: frozenset[str], taps: Iterable[TapSpec], observer: Observer
+) -> AbstractContextManager[None]:
+    return observe(model, taps, width, observer, changed)

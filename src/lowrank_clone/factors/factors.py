@@ -182,10 +182,13 @@ class Factors(MutableMapping[str, Tensor]):
         def successor(tensor: Tensor) -> Tensor:
             return successors.get(id(tensor), tensor)
 
-        for factor in self._factors.values():
-            factor.data = move(factor.data)
-            if factor.grad is not None:
-                factor.grad = move(factor.grad)
+        for name, factor in self._factors.items():
+            moved, grad = move(factor.data), factor.grad if factor.grad is None else move(factor.grad)
+            if moved.is_meta and not factor.is_meta:
+                factor = self._factors[name] = nn.Parameter(moved)
+            else:
+                factor.data = moved
+            factor.grad = grad
         for basis in {id(link.basis): link.basis for link in self.links}.values():
             basis.follow(move, successor)
         self.links = [replace(link, leaf=successors.get(id(link.leaf), link.leaf)) for link in self.links]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +39,11 @@ class Head:
         if weight.element_size() == 2 and not widens_products(weight.device.type):
             weight = weight.float()
         return replace(self, weight=weight)
+
+    def moved(self, successors: Mapping[int, Tensor]) -> Head:
+        """The same head with the successors of its parameters, by their identity."""
+        bias = None if self.bias is None else successors.get(id(self.bias), self.bias)
+        return replace(self, weight=successors.get(id(self.weight), self.weight), bias=bias)
 
     def buffer(self, rows: int, like: Tensor) -> Tensor | None:
         """[rows, V] of the dtype and device of `like` for `logits`, or None where a product makes its own."""

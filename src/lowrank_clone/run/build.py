@@ -15,14 +15,14 @@ from ..plan.roles import Plan
 from ..recipe.method import calibration_batches, clone_settings
 from ..recipe.schema import Recipe
 from ..starts.registry import StartInputs, make_start
-from ..training.checkpoint import load_clone
+from ..training.checkpoint import start_clone
+from ..training.stored import read_stored
+from .continuing import FROM_SCRATCH
 from .job import Job
 from .resolve import resolve_dtype
 from .teachers import load_teacher
 
 Start = Mapping[str, Tensor] | Literal["random", "scratch"]
-# Baselines whose students have nothing of the teacher's.
-FROM_SCRATCH = ("scratch", "logit_kd")
 
 
 def make_clone(job: Job, blocks: Blocks | None) -> CloneModel:
@@ -33,16 +33,26 @@ def make_clone(job: Job, blocks: Blocks | None) -> CloneModel:
     """
     recipe, device = job.recipe, job.arguments.device
     teacher = load_teacher(recipe.teacher, resolve_dtype(recipe.teacher.dtype, device), device)
-    clone = wrap(teacher, recipe, job.plan, choose_start(job, teacher, blocks), job.arguments.seed)
+    # A run that goes on is built as it is there, whatever the recipe switches at its next step.
+    kinds = None if job.checkpoint is None else read_stored(job.checkpoint).kinds
+    clone = wrap(teacher, recipe, job.plan, choose_start(job, teacher, blocks), job.arguments.seed, kinds)
     if job.start_from is not None:
-        load_clone(clone, job.start_from)
+        start_clone(clone, job.start_from)
     if recipe.method.compile:
         clone.compile_layers()
     return clone
 
 
-def wrap(teacher: PreTrainedModel, recipe: Recipe, plan: Plan, start: Start, seed: int) -> CloneModel:
-    """The clone of a loaded teacher."""
+def wrap(
+    teacher: PreTrainedModel,
+    recipe: Recipe,
+    plan: Plan,
+    start: Start,
+    seed: int,
+    kinds: Mapping[str, str] | None = None,
+) -> CloneModel:
+    """The clone of a loaded teacher, of the recipe's kinds at its first step unless others are given."""
+    settings = clone_settings(plan, recipe.method)
     return CloneModel(
         teacher,
         recipe.student.hidden_size,
@@ -50,7 +60,7 @@ def wrap(teacher: PreTrainedModel, recipe: Recipe, plan: Plan, start: Start, see
         dtype=resolve_dtype(recipe.student.dtype, teacher.device),
         start=start,
         seed=seed,
-        **clone_settings(plan, recipe.method),
+        **settings | ({} if kinds is None else {"parameterization": kinds}),
     )
 
 

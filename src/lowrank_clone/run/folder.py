@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InputError, one_line
 from ..training.checkpoint import last_checkpoint
+from ..training.manifest import seal
 from ..training.metrics import MetricsFile
 from ..training.trainer import CloneTrainer
 from .manifest import MANIFEST_FILE, RUN_FILES, holds_run, our_files, record, refuse_strangers, remove
@@ -210,7 +211,8 @@ def take_place(folder: Path) -> None:
         text = state.read_text(encoding="utf-8")
         if str(new) in text:
             state.write_text(text.replace(str(new), str(folder)), encoding="utf-8")
-            record(new, [state])
+            seal(state.parent)
+            record(new, [state, state.parent / MANIFEST_FILE])
     remove(our_files(folder), folder)
     # The checkpoints after the small files and the manifest last: until then the new run is known where it was.
     moved = sorted(our_files(new), key=lambda file: (file.name == MANIFEST_FILE, file.parent != new))

@@ -24,7 +24,9 @@ from ..recipe.schema import Recipe
 from ..recipe.student import check_student_overrides
 from ..recipe.training import training_arguments
 from ..training.arguments import CloneArguments
-from ..training.checkpoint import FACTORS_FILE, check_plan, last_checkpoint
+from ..training.checkpoint import last_checkpoint
+from ..training.stored import FACTORS_FILE
+from .continuing import check_beginning, check_going_on
 from .folder import check_apart, check_folder
 from .resolve import OF_A_START, WRITTEN, resolved
 from .resume import compare_recipes
@@ -74,9 +76,10 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, also
     if arguments.activation_checkpointing:
         options: Any = arguments.activation_checkpointing_kwargs
         checkpointing_options(plan.student_config, options)
-    for needed in (checkpoint, start_from):
-        if needed is not None:
-            check_plan(plan, needed)
+    if checkpoint is not None:
+        check_going_on(plan, recipe.method, checkpoint)
+    if start_from is not None:
+        check_beginning(plan, recipe.method, start_from)
     tokenizer = load_tokenizer(recipe.teacher)
     limit = max_length(plan.teacher_config)
     if limit is not None and recipe.data.sequence_length > limit:

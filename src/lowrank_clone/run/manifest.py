@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..training.checkpoint import CHECKPOINT_FILES
+from ..training.manifest import CHECKPOINT_FILES
 
 MANIFEST_FILE = "manifest.json"
 RUN_FILES = ("recipe.yaml", "versions.json", "results.json", "metrics.jsonl", "curves.png", MANIFEST_FILE)
 # These are written anew while a run goes, so they are ours by name in a folder that holds a run.
 _REWRITTEN = ("metrics.jsonl", MANIFEST_FILE)
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_CHECKPOINT = re.compile(r"_?checkpoint-\d+")
 _STUDENT_FILES = re.compile(
     r"README\.md|config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|chat_template\.jinja|tokenizer\.json|tokenizer\.model|tokenizer_config\.json|special_tokens_map\.json"

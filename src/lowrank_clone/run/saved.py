@@ -18,6 +18,7 @@ from ..recipe.schema import Recipe
 from ..training.checkpoint import check_plan, complete_checkpoints, last_checkpoint, load_clone
 from ..training.metrics import read_metrics
 from .build import device_of, to_be_loaded, wrap
+from .continuing import FROM_SCRATCH
 from .job import Job, make_arguments, plan_of, start_checkpoint
 from .record import Results, read_results
 from .resolve import resolve_dtype
@@ -56,7 +57,7 @@ def open_run(folder: Path, checkpoint: Path | None = None) -> SavedRun:
         raise InputError(f"`{found}` is no complete checkpoint; expected a folder such as {folder / 'checkpoint-100'}")
     recipe = load_recipe(str(folder / "recipe.yaml"))
     plan = plan_of(recipe)
-    check_plan(plan, found)
+    check_plan(plan, found, scratch=recipe.method.baseline in FROM_SCRATCH)
     state = TrainerState.load_from_json(str(found / "trainer_state.json"))
     metrics = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] <= state.global_step]
     results = read_results(folder)

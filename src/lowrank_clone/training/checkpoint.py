@@ -2,75 +2,160 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InputError
+from ..factors.parameterize import check_start
+from ..factors.transfer import expected_links, sources, transfer
 from ..model import CloneModel
 from ..plan.roles import Plan
+from .digest import digest_of
+from .manifest import damage, remove_files, seal, sealed_files
+from .stored import FACTORS_FILE, FORMAT, PLAN_FILE, Stored, read_stored
 
-FACTORS_FILE, PLAN_FILE = "factors.safetensors", "plan.json"
-# What `CloneTrainer` writes into a checkpoint's folder.
-CHECKPOINT_FILES = re.compile(
-    r"factors\.safetensors|plan\.json|trainer_state\.json|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
-)
+STATE_FILE = "trainer_state.json"
+# What a run needs beside the clone to go on as if it had not stopped.
+TRAINER_FILES = ("optimizer.pt", "scheduler.pt", STATE_FILE)
+_log = logging.getLogger(__name__)
 
 
 def save_clone(clone: CloneModel, folder: Path) -> None:
     """Write what training changes: the factors and the taps' running mean squares, and the plan they belong to."""
+    write_clone(clone, folder)
+    seal(folder)
+
+
+def write_clone(clone: CloneModel, folder: Path) -> None:
+    """`save_clone` without the manifest, for a checkpoint that is not complete with it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"factor:{name}": value for name, value in clone.factors.state_dict().items()}
     if clone.target_squares is not None:
         tensors |= {f"target_squares:{name}": value for name, value in clone.target_squares.state_dict().items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / FACTORS_FILE)
-    (folder / PLAN_FILE).write_text(
-        json.dumps({**fingerprint(clone.plan), "teacher": _digest(clone), "kinds": clone.kinds})
+    stored = Stored(
+        format=FORMAT,
+        **fingerprint(clone.plan),
+        teacher=digest_of(clone.teacher),
+        scratch=clone.scratch,
+        kinds=clone.kinds,
+        links={link.name: link.factor for link in clone.factors.links},
+        taps=[tap.name for tap in clone.taps],
+        normalization=clone.objective.clone_normalization,
+        tensors=sorted(tensors),
     )
+    (folder / PLAN_FILE).write_text(json.dumps(asdict(stored)), encoding="utf-8")
 
 
 def load_clone(clone: CloneModel, folder: Path) -> None:
-    """Load what `save_clone` wrote, and generate the student from it.
+    """Go on from what `save_clone` wrote: the factors and the taps' running means.
+
+    Groups that are dense or core there become so here; a group that is so here only is generated from their factors.
 
     Raises:
-        InputError: `folder` is no such checkpoint, or belongs to another plan.
+        InputError: `folder` is no such checkpoint, is damaged, belongs to another plan or teacher, or lacks a factor.
     """
-    check_plan(clone.plan, folder)
-    plan = _read_plan(folder)
-    if plan["teacher"] != _digest(clone):
-        raise InputError(f"{folder}: its teacher has the same shapes but other weights; resume with the same teacher")
-    clone.reparameterize(plan["kinds"])
-    tensors = load_file(folder / FACTORS_FILE)
-    of_kind: dict[str, dict[str, Tensor]] = {"factor": {}, "target_squares": {}}
-    for key, value in tensors.items():
-        kind, name = key.split(":", 1)
-        of_kind[kind][name] = value
-    clone.factors.load(of_kind["factor"])
+    stored, tensors = _read(folder), _tensors(folder)
+    squares = {name: value for kind, name, value in tensors if kind == "target_squares"}
     if clone.target_squares is not None:
-        clone.target_squares.load_state_dict(of_kind["target_squares"], clone.student.device)
+        ours = [tap.name for tap in clone.taps]
+        if stored.normalization != "target" or stored.taps != ours:
+            which = "taps" if stored.normalization == "target" else "clone_normalization"
+            raise InputError(
+                f"{folder}: it has no running mean squares of these taps' targets, as its run had another "
+                f"method.{which}; go on with the same one, or begin a new run from it (method.start_from)"
+            )
+    _load_factors(clone, folder, stored, tensors)
+    if clone.target_squares is not None:
+        clone.target_squares.load_state_dict(squares, clone.student.device)
 
 
-def check_plan(plan: Plan, folder: Path) -> None:
+def start_clone(clone: CloneModel, folder: Path) -> None:
+    """Begin a new run at the factors that `save_clone` wrote (`method.start_from`); what divides taps starts anew.
+
+    Raises:
+        InputError: As `load_clone`; or a group is dense or core there and projected here.
+    """
+    stored = _read(folder)
+    check_start(stored.kinds, clone.kinds, f"method.start_from: {folder}")
+    _load_factors(clone, folder, stored, _tensors(folder))
+
+
+def resume_clone(clone: CloneModel, folder: Path) -> None:
+    """`load_clone` for a run that goes on with the optimiser that was saved beside the clone.
+
+    Raises:
+        InputError: As `load_clone`; or the optimiser is not there, or belongs to other factors.
+    """
+    stored = _read(folder)
+    check_resumable(folder)
+    load_clone(clone, folder)
+    if clone.kinds != stored.kinds or set(clone.factors) != set(stored.links.values()):
+        raise InputError(
+            f"{folder}: its optimiser belongs to other factors (method.parameterization, taps, attn_out_tap or "
+            "head_factor differ from that run's); resume with the same method, or begin a new run from it "
+            "(method.start_from)"
+        )
+
+
+def _load_factors(clone: CloneModel, folder: Path, stored: Stored, tensors: list[tuple[str, str, Tensor]]) -> None:
+    check_plan(clone.plan, folder, scratch=clone.scratch)
+    if stored.teacher != digest_of(clone.teacher):
+        raise InputError(f"{folder}: its teacher has the same shapes but other weights; expected the same teacher")
+    values = {name: value for kind, name, value in tensors if kind == "factor"}
+    _check_values(folder, values, next(clone.factors.parameters()).dtype)
+    kinds = {group: stored.kinds[group] if kind == "projected" else kind for group, kind in clone.kinds.items()}
+    ours = {link.name: link.factor for link in clone.factors.links}
+    if kinds != clone.kinds:  # what they will be, so that a refusal leaves the clone as it is
+        heads = {role.name for role in clone.plan.roles.values() if role.group == "head"}
+        share_head = any(ours[name] != name for name in heads & set(ours))
+        ours = expected_links(clone.plan, kinds, share_head, [name for name, _ in clone.targets.items()])
+    found = sources(clone.plan, stored.links, stored.kinds, ours, str(folder))
+    clone.reparameterize(kinds)
+    teacher = dict(clone.teacher.named_parameters(remove_duplicate=False))
+    clone.factors.load(transfer(clone.factors, clone.plan, teacher, clone.kinds, stored.kinds, found, values))
+
+
+def _check_values(folder: Path, values: dict[str, Tensor], dtype: torch.dtype) -> None:
+    for name, value in values.items():
+        if value.dtype not in (torch.float32, dtype):
+            raise InputError(f"{folder}: factor `{name}` is stored as {value.dtype}, expected {dtype} or torch.float32")
+        if not value.isfinite().all():
+            raise InputError(f"{folder}: factor `{name}` holds numbers that are not finite; use an earlier checkpoint")
+
+
+def check_plan(plan: Plan, folder: Path, *, scratch: bool = False) -> None:
     """Refuse a checkpoint of another architecture, width or parameter; needs no weights.
+
+    Args:
+        scratch: Whether this run's student hangs on no teacher.
 
     Raises:
         InputError: What differs first.
     """
-    theirs, ours = _read_plan(folder), fingerprint(plan)
+    theirs, ours = asdict(read_stored(folder)), fingerprint(plan)
     for key in ("model_type", "teacher_width", "student_width"):
         if theirs[key] != ours[key]:
-            raise InputError(
-                f"{folder}: its {key} is {theirs[key]}, this run's is {ours[key]}; resume with the same plan"
-            )
+            raise InputError(f"{folder}: its {key} is {theirs[key]}, this run's is {ours[key]}; expected the same plan")
     for name in sorted(set(theirs["roles"]) | set(ours["roles"])):
         if theirs["roles"].get(name) != ours["roles"].get(name):
-            raise InputError(f"{folder}: its parameter `{name}` differs from this run's; resume with the same teacher")
+            raise InputError(f"{folder}: its parameter `{name}` differs from this run's; expected the same teacher")
+    if theirs["scratch"] != scratch:
+        kinds = {True: "from scratch (method.baseline)", False: "a clone"}
+        raise InputError(f"{folder}: its student is {kinds[theirs['scratch']]}, this run's is {kinds[scratch]}")
 
 
 def fingerprint(plan: Plan) -> dict[str, Any]:
@@ -83,48 +168,95 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _read_plan(folder: Path) -> dict[str, Any]:
-    if not (folder / FACTORS_FILE).is_file() or not (folder / PLAN_FILE).is_file():
-        raise InputError(f"{folder}: no checkpoint of a clone there ({FACTORS_FILE} and {PLAN_FILE} are expected)")
-    plan: dict[str, Any] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
-    return plan
+def check_resumable(folder: Path) -> None:
+    """Refuse a checkpoint that holds no optimiser to go on with.
+
+    Raises:
+        InputError: A file of the trainer's is missing.
+    """
+    for name in TRAINER_FILES:
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder}: it holds no {name} (training.save_only_model leaves it out), so its run can't go on; begin "
+                "a new run from it (method.start_from)"
+            )
 
 
-def _digest(clone: CloneModel) -> str:
-    """Digest of the first 1,024 numbers of every teacher tensor."""
-    digest = hashlib.sha256()
-    for _, parameter in sorted(clone.teacher.named_parameters()):
-        digest.update(parameter.detach().flatten()[:1024].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _read(folder: Path) -> Stored:
+    stored = read_stored(folder)
+    wrong = damage(folder)
+    if wrong is not None:
+        raise InputError(f"{folder}: {wrong}; use another checkpoint")
+    return stored
+
+
+def _tensors(folder: Path) -> list[tuple[str, str, Tensor]]:
+    """Kind, name and value of each tensor of a checkpoint."""
+    try:
+        tensors = load_file(folder / FACTORS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: {FACTORS_FILE} is damaged: {' '.join(str(error).split())}") from error
+    expected = set(read_stored(folder).tensors)
+    for name in sorted(expected ^ set(tensors)):
+        what = "lacks" if name in expected else "holds, beyond what its plan lists,"
+        raise InputError(f"{folder}: {FACTORS_FILE} {what} `{name}`; use another checkpoint")
+    return [(*key.split(":", 1), value) for key, value in tensors.items()]  # type: ignore[misc]
+
+
+@contextmanager
+def readable(folder: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong while Trainer reads its own files of a checkpoint into one line.
+
+    Raises:
+        InputError: It names the folder and the reason.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        UnpicklingError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{folder}: the optimiser, its schedule or the random state there can't be gone on with: {reason}"
+        ) from error
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run. `trainer_state.json` is written last, so a cut-off save lacks it."""
-    found = complete_checkpoints(output_dir)
-    return found[max(found)] if found else None
+    """The newest complete checkpoint of a run whose files are what was written; damaged ones are named in a warning."""
+    for folder in _newest_first(Path(output_dir)):
+        wrong = damage(folder)
+        if wrong is None and STATE_FILE in sealed_files(folder):
+            return folder
+        _log.warning("%s is not used: %s", folder, wrong or f"it lists no {STATE_FILE}")
+    return None
 
 
 def complete_checkpoints(output_dir: str | Path) -> dict[int, Path]:
-    """The folders of a run's complete checkpoints by their step."""
-    return {
-        int(match[1]): folder
-        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and _complete(folder)
-    }
+    """The folders of a run's complete checkpoints by their step; their files are not read."""
+    folders = [folder for folder in _newest_first(Path(output_dir)) if STATE_FILE in sealed_files(folder)]
+    return {int(folder.name.rsplit("-", 1)[1]): folder for folder in reversed(folders)}
 
 
 def remove_checkpoint(folder: Path) -> None:
     """Delete what `CloneTrainer` wrote into a checkpoint's folder, and the folder if nothing else is in it."""
-    files = [file for file in folder.iterdir() if CHECKPOINT_FILES.fullmatch(file.name)] if folder.is_dir() else []
-    for file in sorted(files, key=lambda file: file.name != "trainer_state.json"):
-        file.unlink()
-    if files and not any(folder.iterdir()):
-        folder.rmdir()
+    remove_files(folder)
 
 
-def _complete(folder: Path) -> bool:
-    try:
-        json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return (folder / FACTORS_FILE).is_file()
+def _newest_first(output_dir: Path) -> Iterable[Path]:
+    """Folders of checkpoints; one that was set aside (`manifest.replacing`) comes after the one in its place."""
+    pattern = re.compile(rf"(_?){PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = {
+        (int(match[2]), not match[1]): folder
+        for folder in (output_dir.iterdir() if output_dir.is_dir() else ())
+        if (match := pattern.fullmatch(folder.name)) and folder.is_dir()
+    }
+    return [found[key] for key in sorted(found, reverse=True)]

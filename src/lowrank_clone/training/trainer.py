@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from ..model import CloneModel
 from ..objective.output import CloneOutput
 from ..objective.tokens import count_tokens
 from .arguments import CloneArguments
-from .checkpoint import last_checkpoint, load_clone, save_clone
-from .optim import MuonAdamW, bind
+from .checkpoint import last_checkpoint, load_clone, readable, resume_clone, write_clone
+from .manifest import written_whole
+from .optim import MuonAdamW, bind, is_bound, refresh
 from .progress import Progress
 from .saving import TimedCheckpoints, rotate
 
@@ -188,7 +188,7 @@ class CloneTrainer(Trainer):
         if not self.args.should_save:
             return
         if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            save_clone(self.clone, folder)
+            write_clone(self.clone, folder)
             return
         self.clone.student.save_pretrained(folder)
         if self.processing_class is not None:
@@ -207,10 +207,10 @@ class CloneTrainer(Trainer):
         folder = self._checkpoint_dir()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with written_whole(folder, self.args.should_save, self.accelerator.wait_for_everyone):
+                super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
             # Older checkpoints are rotated out only after a complete save, so they are all still there.
-            shutil.rmtree(folder, ignore_errors=True)
             before = last_checkpoint(self._run_dir())
             kept = f"the last complete one is {before}" if before else "there is no earlier one"
             raise InputError(f"could not save {folder}: {error}; {kept}; make room on the disk and resume") from error
@@ -220,7 +220,17 @@ class CloneTrainer(Trainer):
             rotate(self._run_dir(), limit, folder, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_clone(self.clone, Path(resume_from_checkpoint))
+        resume_clone(self.clone, Path(resume_from_checkpoint))
+        if self.optimizer is not None and is_bound(self.optimizer, self.clone.factors):
+            refresh(self.optimizer, self.clone.factors)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with readable(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
