@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import pytest
@@ -141,8 +142,54 @@ def test_a_checkpoint_can_start_another_run_of_the_same_plan(tmp_path: Path) -> 
     assert torch.equal(ours, theirs)
 
 
+def schedule_on(clone: CloneModel, method: MethodConfig, step: int, steps: int) -> None:
+    state = SimpleNamespace(global_step=step, max_steps=steps)
+    MethodSchedule(method).on_step_begin(None, state, None, model=clone, optimizer=None)
+
+
 def test_schedule_leaves_the_scratch_baseline_without_kl() -> None:
     clone = SimpleNamespace(objective=Objective(kl_weight=0.0), kinds={})
-    schedule = MethodSchedule(MethodConfig(baseline="scratch"))
-    schedule.on_step_begin(None, SimpleNamespace(global_step=0, max_steps=5), None, model=clone, optimizer=None)
+    schedule_on(clone, MethodConfig(baseline="scratch", kl_weight=Ramp(start=1.0, end=2.0)), 0, 5)
     assert clone.objective.kl_weight == 0.0
+
+
+def test_schedule_sets_ramps_and_nothing_else_of_the_objective() -> None:
+    objective = Objective(temperature=3.0, kl_weight=0.7, clone_weight=0.1)
+    clone = SimpleNamespace(objective=objective, kinds={})
+    schedule_on(clone, MethodConfig(), 2, 5)
+    assert clone.objective == objective
+    schedule_on(clone, MethodConfig(kl_weight=Ramp(start=1.0, end=2.0)), 2, 5)
+    assert clone.objective == Objective(temperature=3.0, kl_weight=1.5, clone_weight=0.1)
+
+
+def make_trainer(folder: Path, clone: CloneModel, method: MethodConfig, **options: Any) -> CloneTrainer:
+    blocks = datasets.Dataset.from_dict({"input_ids": batch(8).tolist()})
+    options = {"per_device_train_batch_size": 4, "save_strategy": "no", "disable_tqdm": True, **options}
+    arguments = CloneArguments(output_dir=str(folder), report_to="none", dataloader_pin_memory=False, **options)
+    callbacks = [MethodSchedule(method)]
+    return CloneTrainer(clone, arguments, train_dataset=blocks, eval_dataset=blocks, callbacks=callbacks)
+
+
+def test_a_clone_that_is_dense_where_the_recipe_begins_projected_is_refused_at_once(tmp_path: Path) -> None:
+    clone = CloneModel(tiny_model("llama"), 16, parameterization={"ffn": "dense", "attention": "core"})
+    later = MethodConfig(parameterization={"ffn": Switch(kind="core", from_step=2)})
+    with pytest.raises(InputError, match="its ffn matrices are `dense`, this run's start `projected`"):
+        make_trainer(tmp_path, clone, later, max_steps=4)
+    make_trainer(tmp_path, clone, MethodConfig(parameterization={"ffn": Switch(kind="core", from_step=0)}), max_steps=4)
+    make_trainer(tmp_path, clone, MethodConfig(), max_steps=4)  # it says nothing of these groups
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_switch_after_the_last_step_is_refused_where_only_epochs_are_known(tmp_path: Path, step: int) -> None:
+    method = MethodConfig(parameterization={"ffn": Switch(kind="dense", from_step=step)})
+    trainer = make_trainer(tmp_path, CloneModel(tiny_model("llama"), 16), method, num_train_epochs=2)
+    with pytest.raises(InputError, match=f"from_step: got {step}, expected less than the run's 4 steps"):
+        trainer.train()
+
+
+def test_an_evaluation_before_the_first_step_of_a_resumed_run_has_the_ramp_of_the_last_one(tmp_path: Path) -> None:
+    clone = SimpleNamespace(objective=Objective(), kinds={})
+    schedule = MethodSchedule(MethodConfig(temperature=Ramp(start=5.0, end=1.0)))
+    for step, expected in ((0, 5.0), (1, 5.0), (3, 3.0)):
+        schedule.on_train_begin(None, SimpleNamespace(global_step=step, max_steps=5), None, model=clone)
+        assert clone.objective.temperature == expected

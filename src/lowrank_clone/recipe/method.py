@@ -11,8 +11,8 @@ import torch
 from ..errors import InputError
 from ..factors.parameterize import check_kinds
 from ..plan.roles import Plan, TapSpec
-from .schedule import choices_by_group, kinds_at, objective_at
-from .schema import MethodConfig, Switch
+from .schedule import check_switches, kinds_at, objective_at
+from .schema import MethodConfig
 
 # The papers' names of a dense block's taps (LRC, arXiv 2505.12781, section 3.2) and the modules that bear them.
 READ_TAPS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "gate": "gate_proj", "up": "up_proj"}
@@ -31,12 +31,8 @@ def check_method(plan: Plan, method: MethodConfig, max_steps: int | None = None)
     """
     choose_taps(plan, method)
     check_kinds(plan, kinds_at(method, None))
-    for group, choice in choices_by_group(method).items():
-        if isinstance(choice, Switch) and max_steps is not None and choice.from_step >= max_steps:
-            raise InputError(
-                f"method.parameterization.{group}.from_step: got {choice.from_step}, expected less than the run's "
-                f"{max_steps} steps"
-            )
+    if max_steps is not None:
+        check_switches(method, max_steps)
     if method.baseline is not None and (method.parameterization != "projected" or method.start_from is not None):
         raise InputError(
             f"method.baseline: `{method.baseline}` sets the start and the parameterization itself; remove "

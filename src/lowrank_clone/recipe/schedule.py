@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..errors import InputError
+from ..factors.parameterize import check_start
 from ..objective.objective import Objective
 from ..training.optim import refresh
 from .schema import MethodConfig, Ramp, Switch
@@ -44,21 +46,60 @@ def objective_at(method: MethodConfig, step: int, steps: int) -> Objective:
     return Objective(**fields | {name: value_at_step(ramp, step, steps) for name, ramp in ramps.items()})
 
 
+RAMPS = ("temperature", "kl_weight")
+
+
 @dataclass
 class MethodSchedule(TrainerCallback):
-    """Follow the recipe's ramps and switches at the beginning of each optimiser step."""
+    """Follow the recipe's ramps and switches at the beginning of each optimiser step.
+
+    Nothing else of `method` is set: what is no ramp and no switch stays what the clone was made with.
+
+    Raises:
+        InputError: When a trainer is made or begins: the clone has groups that can't become what `method` says for its
+            first step, or a switch would come after the last step.
+    """
 
     method: MethodConfig
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the clone against the recipe before anything is trained; a resumed one gets its kinds later."""
+        named = choices_by_group(self.method)
+        theirs = {group: kind for group, kind in kwargs["model"].kinds.items() if group in named}
+        check_start(theirs, kinds_at(self.method, 0), "this clone")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the switches against the number of steps, and set the ramps for an evaluation before the first step."""
+        check_switches(self.method, state.max_steps)
+        self._set_ramps(kwargs["model"], max(state.global_step - 1, 0), state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what this step needs."""
         clone = kwargs["model"]
-        now = objective_at(self.method, state.global_step, state.max_steps)
-        clone.objective = replace(clone.objective, temperature=now.temperature)
-        if self.method.baseline != "scratch":
-            clone.objective = replace(clone.objective, kl_weight=now.kl_weight)
+        self._set_ramps(clone, state.global_step, state.max_steps)
         kinds = kinds_at(self.method, state.global_step)
         changed = {group: kind for group, kind in kinds.items() if clone.kinds[group] != kind}
         if changed:
             clone.reparameterize(changed)
             refresh(kwargs["optimizer"], clone.factors)
+
+    def _set_ramps(self, clone: Any, step: int, steps: int) -> None:
+        values = {name: getattr(self.method, name) for name in RAMPS}
+        ramps = {name: value_at_step(value, step, steps) for name, value in values.items() if isinstance(value, Ramp)}
+        if self.method.baseline == "scratch":  # there is no KL to weigh
+            ramps.pop("kl_weight", None)
+        clone.objective = replace(clone.objective, **ramps)
+
+
+def check_switches(method: MethodConfig, max_steps: int) -> None:
+    """Refuse a switch that would never come.
+
+    Raises:
+        InputError: It names the group, its step and the run's number of steps.
+    """
+    for group, choice in choices_by_group(method).items():
+        if isinstance(choice, Switch) and choice.from_step >= max_steps:
+            raise InputError(
+                f"method.parameterization.{group}.from_step: got {choice.from_step}, expected less than the run's "
+                f"{max_steps} steps"
+            )

@@ -16,7 +16,6 @@ from ..recipe.method import calibration_batches, clone_settings
 from ..recipe.schema import Recipe
 from ..starts.registry import StartInputs, make_start
 from ..training.checkpoint import start_clone
-from ..training.stored import read_stored
 from .continuing import FROM_SCRATCH
 from .job import Job
 from .resolve import resolve_dtype
@@ -33,8 +32,8 @@ def make_clone(job: Job, blocks: Blocks | None) -> CloneModel:
     """
     recipe, device = job.recipe, job.arguments.device
     teacher = load_teacher(recipe.teacher, resolve_dtype(recipe.teacher.dtype, device), device)
-    # A run that goes on is built as it is there, whatever the recipe switches at its next step.
-    kinds = None if job.checkpoint is None else read_stored(job.checkpoint).kinds
+    # What goes on takes its kinds from the checkpoint, whatever the recipe switches at its next step.
+    kinds = None if job.checkpoint is None else dict[str, str]()
     clone = wrap(teacher, recipe, job.plan, choose_start(job, teacher, blocks), job.arguments.seed, kinds)
     if job.start_from is not None:
         start_clone(clone, job.start_from)
