@@ -10,6 +10,7 @@ from tiny import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 from lowrank_clone.cli.main import main
+from lowrank_clone.recipe.load import load_recipe
 from lowrank_clone.run.forecast import measured_rate
 
 
@@ -41,7 +42,7 @@ def lrc(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_documents_tokens_blocks_epochs_and_time(recipe: Path, capsys) -> None:
     code, out = lrc(capsys, "train", recipe, "--dry-run")
     assert code == 0
-    assert "20 documents, 6,400 tokens" in out and "1 files of other kinds" in out
+    assert "20 documents, 6,400 tokens" in out and "1 other files there are of kinds that are not read" in out
     assert "180 blocks of 32 tokens to train on, 20 to validate on" in out  # two of twenty documents are held out
     assert "The run reads 90 blocks in 45 steps: 0.5 epochs" in out
     assert re.search(r"Time on this machine \(.*\): .* or more for 2,880 tokens\. Estimated: the cost model's", out)
@@ -51,6 +52,12 @@ def test_documents_tokens_blocks_epochs_and_time(recipe: Path, capsys) -> None:
 def test_epochs_are_turned_into_steps(recipe: Path, capsys) -> None:
     code, out = lrc(capsys, "train", recipe, "--dry-run", "training.max_steps=-1", "training.num_train_epochs=3")
     assert code == 0 and "The run reads 540 blocks in 270 steps: 3 epochs" in out
+
+
+def test_the_last_step_of_an_epoch_may_be_smaller(recipe: Path, capsys) -> None:
+    asked = ["training.max_steps=-1", "training.num_train_epochs=2", "training.per_device_train_batch_size=100"]
+    code, out = lrc(capsys, "train", recipe, "--dry-run", *asked)
+    assert code == 0 and "The run reads 360 blocks in 4 steps: 2 epochs" in out
 
 
 @pytest.mark.parametrize("options", [("--dry-run",), ()])
@@ -86,3 +93,38 @@ def test_one_document_says_how_to_train_on_it(recipe: Path, tmp_path: Path, caps
 def test_the_rate_of_products_is_measured() -> None:
     rate = measured_rate(torch.device("cpu"), torch.float32, 64, seconds=0.01)
     assert 1e6 < rate < 1e16
+
+
+# --- lrc init -----------------------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_recipe_that_passes_a_dry_run(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher, text, odd = recipe.parent / "teacher", recipe.parent / "text", tmp_path / "a [b] #c: 'd'.txt"
+    odd.write_text("y" * 100_000)
+    code, out = lrc(capsys, "init", teacher, text, odd, "-o", "new.yaml")
+    assert code == 0 and "Next: lrc train new.yaml --dry-run" in out, out
+    made = load_recipe("new.yaml")
+    assert (made.teacher.model, [source.path for source in made.data.sources]) == (str(teacher), [str(text), str(odd)])
+    assert made.student.hidden_size == 16 and made.data.sequence_length == 64  # of 24 channels and of at most 64 tokens
+    assert sum(line.count("#") for line in (tmp_path / "new.yaml").read_text().splitlines()) > 10
+    code, _ = lrc(capsys, "train", "new.yaml", "--dry-run")
+    assert code == 0
+    before = (tmp_path / "new.yaml").read_text()
+    code, err = lrc(capsys, "init", teacher, text, "-o", "new.yaml")
+    assert code == 2 and "is there already, and nothing is overwritten" in err
+    assert (tmp_path / "new.yaml").read_text() == before
+
+
+def test_init_checks_its_teacher_and_its_text(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher, text = recipe.parent / "teacher", recipe.parent / "text"
+    for arguments, message in (
+        ((teacher, tmp_path / "none.txt"), "data.sources.0.path: no such file"),
+        ((tmp_path / "none", text), "teacher.model: "),
+        ((teacher, text, "-o", "no/folder.yaml"), "-o: there is no folder `no`"),
+        ((teacher,), "arguments are required: text"),
+    ):
+        code, err = lrc(capsys, "init", *arguments)
+        assert code == 2 and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ _WHOLE = 2 * 2**20  # bytes of a source up to which all of it is read
 _FILES = 16  # files of a larger one that are looked into, evenly spread
 _ROWS = 64  # documents of each
 _BYTES = 256 * 1024  # about the bytes of each
-_TEXT = 100_000  # bytes of a document that the reader makes of a long text, about
+_TEXT = 60_000  # bytes of a document that the reader makes of a long text, about
 
 
 @dataclass(frozen=True)

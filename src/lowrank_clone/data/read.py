@@ -16,7 +16,7 @@ from ..errors import InputError
 from .config import SourceConfig
 from .files import extension, find_files, version_of
 
-_CHUNK = 64 * 1024  # characters of a text file per document
+_CHUNK = 64 * 1024  # characters of a text file that one document holds at most
 _LONGEST_LINE = 64 * 2**20  # bytes of a line of JSON
 DOCUMENTS_PER_BATCH = 64  # documents per tokenizer call; bounds memory when documents are long
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError)
@@ -57,20 +57,20 @@ def _read_text(path: str, _: SourceConfig) -> Iterator[tuple[str, Any]]:
         rest = ""
         while piece := stream.read(_CHUNK):
             rest += piece
-            if len(rest) > _CHUNK:
-                cut = _border(rest, len(rest) // 2)  # in the second half: documents of about one size
+            while len(rest) > _CHUNK:
+                cut = _border(rest)
                 yield path, rest[:cut]
                 rest = rest[cut:]
         if rest:
             yield path, rest
 
 
-def _border(text: str, start: int) -> int:
-    """End of the last paragraph that ends after `start`; else of the last line, word or character."""
+def _border(text: str) -> int:
+    """End of the last paragraph that ends in the second half of a chunk; else of the last line, word or character."""
     for mark in ("\n\n", "\n", " "):
-        if (place := text.rfind(mark, start)) >= 0:
+        if (place := text.rfind(mark, _CHUNK // 2, _CHUNK)) >= 0:
             return place + len(mark)
-    return len(text)
+    return _CHUNK
 
 
 def _read_json(path: str, source: SourceConfig) -> Iterator[tuple[str, Any]]:

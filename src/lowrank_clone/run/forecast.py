@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Forecast:
                 size = f"{about}{source.documents:,} documents, {about}{source.tokens:,} tokens"
             lines.append(f"{source.key} {source.path}: {size}")
             if source.others:
-                lines.append(f"{source.key}: {source.others:,} files of other kinds or no regular files are not read")
+                lines.append(f"{source.key}: {source.others:,} other files there are of kinds that are not read")
         if self.text.train_blocks is None:
             reads = "" if self.steps is None else f"; the run reads {self.blocks:,} blocks in {self.steps:,} steps"
             return [*lines, f"How many blocks and epochs that makes is not known{reads}"]
@@ -78,11 +79,15 @@ def forecast(job: Job) -> Forecast:
 def _length(job: Job, train_blocks: int | None) -> tuple[int | None, int | None]:
     """Steps of a run, and blocks that it reads; None while neither is known."""
     arguments = job.arguments
-    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    steps: int | None = arguments.max_steps if arguments.max_steps > 0 else None
-    if steps is None and train_blocks is not None:
-        steps = max(1, round(train_blocks / per_step * arguments.num_train_epochs))
-    return steps, None if steps is None else steps * per_step
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    per_step = batch * arguments.gradient_accumulation_steps
+    if arguments.max_steps > 0:
+        return arguments.max_steps, arguments.max_steps * per_step
+    if train_blocks is None:
+        return None, None
+    # As Trainer counts: the last batch of an epoch may be smaller, and so may its last step.
+    steps = math.ceil(math.ceil(train_blocks / batch) / arguments.gradient_accumulation_steps)
+    return math.ceil(steps * arguments.num_train_epochs), math.ceil(train_blocks * arguments.num_train_epochs)
 
 
 def check_blocks(job: Job, train_blocks: int) -> None:
