@@ -35,7 +35,7 @@ class Range:
         """Whether `value` is finite and one of those described."""
         if value in self.also:
             return True
-        if not math.isfinite(value):
+        if not is_finite(value):
             return False
         if self.share is not None and 0 < value < self.share:
             return True
@@ -50,6 +50,14 @@ class Range:
         if self.share is not None:
             text += f", or a share of the run above 0 and below {shown(self.share)}"
         return " or ".join([text, *map(shown, self.also)])
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is one that can be calculated with; integers of hundreds of digits are none."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def shown(number: float) -> str:

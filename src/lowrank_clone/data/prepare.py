@@ -8,7 +8,7 @@
 5. `_mix`: blocks of all sources are interleaved. Blocks are equally long, so a share of blocks is a share of tokens.
 
 A document is a row of a table, a line of JSON, or, for plain text, a file. A text file longer than 64 KiB is split at
-blank lines into documents of at most that size, so that one huge file can be held out from and is never whole in memory.
+blank lines into documents of at most that size: one huge file can be held out from and is never whole in memory.
 """
 
 from collections.abc import Iterator

@@ -10,6 +10,7 @@ Scalars are read by YAML 1.2 rules: `3e-4` is a number, and only `true` and `fal
 """
 
 import difflib
+import functools
 import json
 import os
 import stat
@@ -31,6 +32,11 @@ from .yaml12 import Dumper, parse_yaml
 _RECIPES = resources.files(__package__) / "shipped"
 _DEEPEST = 40
 _LARGEST = 1_000_000  # bytes; a recipe has a few thousand
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
 
 
 def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -59,7 +65,7 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     folded = {name: _fold(name, tree.get(name)) for name in SECTIONS}
     try:
         # Of pydantic's strict modes only the one for JSON takes mappings for dataclasses and lists for tuples.
-        recipe = TypeAdapter(Recipe).validate_json(json.dumps(folded), strict=True)
+        recipe = _adapter().validate_json(json.dumps(folded), strict=True)
     except ValidationError as error:
         raise input_error(error, folded) from None
     for key, value in recipe.training.arguments.items():
@@ -96,7 +102,7 @@ def _is_broken(text: str) -> bool:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out; `load_recipe` reads an equal recipe from it."""
-    tree = TypeAdapter(Recipe).dump_python(recipe, mode="json")
+    tree = _adapter().dump_python(recipe, mode="json")
     for section, rest in OPEN_FIELDS.items():
         tree[section].update(tree[section].pop(rest))
     ordered = {name: tree[name] for name in SECTIONS}

@@ -3,12 +3,12 @@
 import dataclasses
 import difflib
 import re
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..data.config import SourceConfig
 from ..errors import InputError, one_line
 from .fields import training_fields
 from .schema import OPEN_FIELDS, SECTIONS
@@ -163,12 +163,23 @@ def unknown_key(key: str, known: Sequence[str] | None = None, reason: str = "") 
 
 
 def _known_keys() -> Iterator[str]:
-    for section in SECTIONS:
+    for section, kind in SECTIONS.items():
         yield section
-        yield from (f"{section}.{key}" for key in keys_of(section))
-    for sources in ("sources", "validation"):
-        yield from (f"data.{sources}.0.{field.name}" for field in dataclasses.fields(SourceConfig))
+        open_field = f"{section}.{OPEN_FIELDS.get(section)}"
+        yield from (key for key in _keys_below(section, kind) if key != open_field)
     yield from (f"training.{key}" for key in training_fields())
+
+
+def _keys_below(key: str, hint: Any) -> Iterator[str]:
+    """The dotted keys inside a value of this type: of the dataclasses in it, those in lists counted from 0."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        for name, inner in typing.get_type_hints(hint).items():
+            if typing.get_origin(inner) is not typing.ClassVar:
+                yield f"{key}.{name}"
+                yield from _keys_below(f"{key}.{name}", inner)
+        return
+    for part in typing.get_args(hint):
+        yield from _keys_below(f"{key}.0" if typing.get_origin(hint) is list else key, part)
 
 
 def keys_of(section: str) -> list[str]:

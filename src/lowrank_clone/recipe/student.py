@@ -1,11 +1,10 @@
 """The student's overrides of the model's config: names, types and signs against the teacher's own values."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError
-from ..ranges import Range
+from ..ranges import Range, is_finite
 from .messages import VALUE_KINDS, keys_of, show, unknown_key
 
 # By a word of the field's name; every family of transformers names such fields so.
@@ -53,7 +52,7 @@ def _check_number(key: str, value: Any, old: Any) -> None:
         limit = next((limit for word, limit in _RANGES.items() if word in words), None)
         if limit is None and isinstance(old, int | float) and not isinstance(old, bool):
             limit = Range(0, 1e12, above=isinstance(old, float) and old > 0) if old >= 0 else None
-        if not math.isfinite(value) or (limit is not None and not limit.holds(value)):
+        if not is_finite(value) or (limit is not None and not limit.holds(value)):
             beside = f", as the teacher's {old}" if old is not None else ""
             raise InputError(f"{key}: got {show(value)}, expected {limit or 'a finite number'}{beside}")
 
