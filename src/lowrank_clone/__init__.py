@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.config import DataConfig, SourceConfig
+    from .data.prepare import prepare
     from .errors import InputError
     from .model import CloneModel
     from .objective.objective import Objective
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .objective.tokens import count_tokens
     from .plan.classify import make_plan
     from .plan.roles import Plan
+    from .run.saved import load_run
     from .starts.calibrated import calibrated_start
     from .starts.channels import channels_start
     from .starts.random import random_start
@@ -33,15 +36,19 @@ __all__ = [
     "CloneModel",
     "CloneOutput",
     "CloneTrainer",
+    "DataConfig",
     "InputError",
     "MuonAdamW",
     "Objective",
     "Plan",
+    "SourceConfig",
     "bind",
     "calibrated_start",
     "channels_start",
     "count_tokens",
+    "load_run",
     "make_plan",
+    "prepare",
     "random_start",
 ]
 
@@ -50,15 +57,19 @@ _HOMES = {
     "CloneModel": "model",
     "CloneOutput": "objective.output",
     "CloneTrainer": "training.trainer",
+    "DataConfig": "data.config",
     "InputError": "errors",
     "MuonAdamW": "training.optim",
     "Objective": "objective.objective",
     "Plan": "plan.roles",
+    "SourceConfig": "data.config",
     "bind": "training.optim",
     "calibrated_start": "starts.calibrated",
     "channels_start": "starts.channels",
     "count_tokens": "objective.tokens",
+    "load_run": "run.saved",
     "make_plan": "plan.classify",
+    "prepare": "data.prepare",
     "random_start": "starts.random",
 }
 

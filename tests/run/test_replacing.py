@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -14,90 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from tiny import tiny_model
-from tiny_tokenizer import tiny_tokenizer
+from commands import contents, lrc, refused
 
-from lowrank_clone.cli.main import main
 from lowrank_clone.errors import InputError
 from lowrank_clone.run import manifest
 from lowrank_clone.run.folder import NEW, check_apart, check_folder, take_place
 from lowrank_clone.training import checkpoint
-
-
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    tiny_model("llama", vocab_size=258, bos_token_id=256, eos_token_id=257, pad_token_id=None).save_pretrained(folder)
-    tiny_tokenizer(bos=False, eos=True, chat=True).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(f"Document {i} says that {i} and {i + 1} are {2 * i + 1}. " * 20)
-    return folder
-
-
-@pytest.fixture
-def recipe(teacher: Path, text: Path, tmp_path: Path) -> Path:
-    tree = {
-        "teacher": {"model": str(teacher), "dtype": "float32"},
-        "student": {"hidden_size": 16, "dtype": "float32"},
-        "method": {"temperature": 2.0},
-        "data": {
-            "sources": [{"path": str(text)}],
-            "sequence_length": 32,
-            "validation": 0.2,
-            "max_validation_blocks": 4,
-        },
-        "training": {
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 2,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "eval_strategy": "no",
-            "save_steps": 2,
-            "use_cpu": True,
-        },
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
-@pytest.fixture(scope="session")
-def finished(teacher: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, to be copied."""
-    folder = tmp_path_factory.mktemp("finished")
-    path = recipe.__wrapped__(teacher, text, folder)  # type: ignore[attr-defined]
-    assert lrc("train", path) == 0
-    return folder / "run"
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def lrc(*arguments: object) -> int:
-    return main(sorted(map(str, arguments), key=lambda argument: argument.startswith("--")))
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of a command that must fail."""
-    assert lrc(*arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lrc: error: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
-def contents(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_a_run_is_replaced_and_what_is_the_user_s_stays(recipe: Path, run: Path) -> None:

@@ -17,6 +17,7 @@ from ..errors import InputError, one_line
 from ..model import CloneModel
 from ..recipe.load import dump_recipe
 from ..recipe.schema import Recipe
+from ..training.checkpoint import respect_umask
 from .folder import disk_errors
 from .manifest import set_aside
 from .private import for_a_card
@@ -49,7 +50,7 @@ def export_student(
         _save(clone, part)
         tokenizer.save_pretrained(part)
         (part / "README.md").write_text(_card(clone, recipe, facts), encoding="utf-8")
-        respect_umask(part)
+        respect_umask(part.rglob("*"))
         folder.mkdir(parents=True, exist_ok=True)
         set_aside(folder.parent, folder)
         files = [file for file in part.rglob("*") if file.is_file()]
@@ -96,26 +97,21 @@ def export_run(run: Path, output: Path) -> int:
     return saved.step
 
 
-def respect_umask(folder: Path) -> None:
-    """Let files be read by whom the umask lets read; some libraries write them for their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(0o666 & ~umask)
+# What Trainer changes in the config of a model that it trains.
+_TRAINERS = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def _save(clone: CloneModel, folder: Path) -> None:
-    """The student's weights and configs; `use_cache` is the teacher's, since training switches it off in the config."""
-    config, wanted = clone.student.config, clone.teacher.config.to_dict().get("use_cache")
-    trained = config.to_dict().get("use_cache")
+    """The student's weights and configs, with the teacher's values where Trainer put its own into the config."""
+    config, theirs = clone.student.config, clone.teacher.config.to_dict()
+    while_training = {name: getattr(config, name) for name in _TRAINERS if name in theirs}
     try:
-        if wanted is not None:
-            config.use_cache = wanted
+        for name in while_training:
+            setattr(config, name, theirs[name])
         clone.student.save_pretrained(folder)
     finally:
-        if trained is not None:
-            config.use_cache = trained
+        for name, value in while_training.items():
+            setattr(config, name, value)
 
 
 def teacher_license(model: str) -> str:

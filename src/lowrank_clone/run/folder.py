@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InputError, one_line
-from ..training.checkpoint import last_checkpoint
+from ..training.checkpoint import complete_checkpoints, last_checkpoint
 from ..training.manifest import seal
 from ..training.metrics import MetricsFile
 from ..training.trainer import CloneTrainer
@@ -150,11 +150,11 @@ class RunFolder:
 
     def how_to_go_on(self) -> str:
         """What is on the disk, and what to do with it, for somebody who stopped the run."""
-        checkpoint = last_checkpoint(self.path)
+        found = complete_checkpoints(self.path)
         kept = f"; the run in {self.folder} is as it was" if self.replaces else ""
-        if checkpoint is None:
+        if not found:
             return f"nothing was saved{kept}"
-        return f"{checkpoint} is saved, and the same command with --resume goes on from it{kept}"
+        return f"{found[max(found)]} is saved, and the same command with --resume goes on from it{kept}"
 
     def take_place(self) -> Path | None:
         """Before a resumed run goes on: the run in `.new-run`, if that is the one, takes the old one's place.
@@ -195,7 +195,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if error[0] is None or not self.leader or self.checkpoint is not None or last_checkpoint(self.path):
+        if error[0] is None or not self.leader or self.checkpoint is not None or complete_checkpoints(self.path):
             return
         remove(_parts(self.path), self.path)
         remove(our_files(self.path), self.path)

@@ -130,6 +130,7 @@ def make_arguments(recipe: Recipe) -> CloneArguments:
         InputError: They do not go together.
     """
     fields: dict[str, Any] = {"report_to": "none", "dataloader_pin_memory": torch.accelerator.is_available()}
+    fields["eval_on_start"] = True  # also where nothing is evaluated on the way: what a run reports begins with it
     fields |= recipe.training.arguments | {"output_dir": str(output_folder(recipe))}
     try:
         # The number of processes is known only to an arguments object, and the number of steps depends on it.

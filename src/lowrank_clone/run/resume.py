@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..recipe.schema import Recipe
+from ..recipe.schema import OPEN_FIELDS, Recipe
 
 Rule = Literal["free", "said", "refused"]
 _STARTED = "has no effect on a run that has started"
@@ -48,6 +48,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.seed": ("refused", _ORDER),
     "data.on_error": ("free", ""),
     "data.num_proc": ("free", ""),
+    "data.max_epochs": ("free", ""),
     "training.total_tokens": ("free", ""),  # it is max_steps by now
     "training.max_steps": ("said", _RATES),
     "training.num_train_epochs": ("said", _RATES),
@@ -98,7 +99,7 @@ def compare_recipes(old: Recipe, new: Recipe, checkpoint: object) -> list[str]:
     for key in sorted(before.keys() | now.keys(), key=list(RULES | before | now).index):
         if before.get(key) == now.get(key):
             continue
-        rule, meaning = RULES.get(key, ("said", "the steps to come are others than those of the run as it was begun"))
+        rule, meaning = _rule_of(key)
         change = f"{key}: got {_show(now.get(key))}, the run to resume has {_show(before.get(key))}"
         if rule == "refused":
             raise InputError(
@@ -109,15 +110,25 @@ def compare_recipes(old: Recipe, new: Recipe, checkpoint: object) -> list[str]:
     return said
 
 
+def _rule_of(key: str) -> tuple[Rule, str]:
+    other: Rule = "said"
+    if key.startswith("student."):
+        return RULES.get(key, RULES["student.overrides"])
+    return RULES.get(key, (other, "the steps to come are others than those of the run as it was begun"))
+
+
 def _fields(recipe: Recipe) -> dict[str, Any]:
-    """The values of a recipe by dotted key; of the open section `training` its arguments one by one."""
+    """The values of a recipe by dotted key; of its two open sections key by key."""
     found: dict[str, Any] = {}
     for section in dataclasses.fields(recipe):
         content = getattr(recipe, section.name)
         for field in dataclasses.fields(content):
-            found[f"{section.name}.{field.name}"] = getattr(content, field.name)
-    arguments = found.pop("training.arguments")
-    return found | {f"training.{key}": value for key, value in arguments.items()}
+            value = getattr(content, field.name)
+            if OPEN_FIELDS.get(section.name) == field.name:
+                found |= {f"{section.name}.{key}": inner for key, inner in value.items()}
+            else:
+                found[f"{section.name}.{field.name}"] = value
+    return found
 
 
 def _show(value: Any) -> str:

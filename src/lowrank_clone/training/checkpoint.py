@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ def write_clone(clone: CloneModel, folder: Path) -> None:
     if clone.target_squares is not None:
         tensors |= {f"target_squares:{name}": value for name, value in clone.target_squares.state_dict().items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / FACTORS_FILE)
+    respect_umask([folder / FACTORS_FILE])
     stored = Stored(
         format=FORMAT,
         **fingerprint(clone.plan),
@@ -58,6 +60,15 @@ def write_clone(clone: CloneModel, folder: Path) -> None:
         tensors=sorted(tensors),
     )
     (folder / PLAN_FILE).write_text(json.dumps(asdict(stored)), encoding="utf-8")
+
+
+def respect_umask(files: Iterable[Path]) -> None:
+    """Let files be read by whom the umask lets read; safetensors writes them for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in files:
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def load_clone(clone: CloneModel, folder: Path) -> None:

@@ -1,0 +1,158 @@
+"""Ctrl-C and SIGTERM at every moment of a run: one line, nothing lost, and `--resume` goes on to the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import contents, lrc
+from safetensors.torch import load_file
+
+from lowrank_clone.run import execute
+from lowrank_clone.training.checkpoint import last_checkpoint
+from lowrank_clone.training.trainer import CloneTrainer
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def signals_at(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int = 1, signum: int = signal.SIGINT, times: int = 1
+) -> None:
+    """Let this process get a signal when a function is called for the `call`-th time."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = []
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            for _ in range(times):
+                os.kill(os.getpid(), signum)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, function)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("lrc: ")]
+    return line
+
+
+@pytest.mark.parametrize("signum", CODES)
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
+    recipe: Path, tmp_path: Path, capsys, monkeypatch, signum: int
+) -> None:
+    six = ("training.max_steps=6", "training.save_steps=100", "method.clone_normalization=target")
+    whole = tmp_path / "whole"
+    assert lrc("train", recipe, *six, f"training.output_dir={whole}") == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        signals_at(patch, CloneTrainer, "training_step", call=3, signum=signum)
+        assert lrc("train", recipe, *six) == CODES[signum]
+    line = said(capsys)
+    run = tmp_path / "run"
+    assert "after step 3 of 6" in line and f"{run / 'checkpoint-3'} is saved" in line and "--resume" in line
+    assert not (run / "student").exists()
+    assert lrc("train", recipe, *six, "--resume") == 0
+    first, second = (load_file(folder / "student" / "model.safetensors") for folder in (whole, run))
+    assert all(first[name].equal(second[name]) for name in first)
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if '"lm"' in line]
+        for folder in (whole, run)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("place", ["prepare", "measure_data", "make_clone", "language_loss"])
+@pytest.mark.parametrize("signum", CODES)
+def test_before_the_first_step_nothing_is_left(
+    recipe: Path, tmp_path: Path, capsys, monkeypatch, place: str, signum: int
+) -> None:
+    signals_at(monkeypatch, execute, place, signum=signum)
+    assert lrc("train", recipe) == CODES[signum]
+    assert "nothing was saved" in said(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["prepare", "make_clone"])
+def test_before_the_first_step_a_run_to_resume_or_to_replace_is_as_it_was(
+    recipe: Path, run: Path, capsys, monkeypatch, place: str
+) -> None:
+    before = contents(run)
+    for flag in ("--resume", "--overwrite"):
+        with monkeypatch.context() as patch:
+            signals_at(patch, execute, place)
+            assert lrc("train", recipe, "training.max_steps=3", flag) == 130
+        line = said(capsys)
+        assert ("--resume goes on" if flag == "--resume" else "is as it was") in line
+        assert contents(run) == before
+
+
+def test_a_long_start_is_computed_once(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    options = ("method.init=channels", "method.calibration.tokens=128", "training.eval_on_start=true")
+    with monkeypatch.context() as patch:
+        signals_at(patch, CloneTrainer, "prediction_step")  # in the evaluation before the first step
+        assert lrc("train", recipe, *options) == 130
+    run = tmp_path / "run"
+    assert f"{run / 'checkpoint-0'} is saved" in said(capsys) and last_checkpoint(run) == run / "checkpoint-0"
+    from lowrank_clone.run import build
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "make_start", lambda *_: pytest.fail("the start was computed again"))
+        assert lrc("train", recipe, *options, "--resume") == 0
+    other = tmp_path / "other"
+    assert lrc("train", recipe, *options, f"training.output_dir={other}") == 0
+    first, second = (load_file(folder / "student" / "model.safetensors") for folder in (run, other))
+    assert all(first[name].equal(second[name]) for name in first)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (run, other)]
+    assert results[0] == results[1] and results[0]["student"].keys() == {"0", "2"}
+
+
+def test_an_evaluation_is_not_waited_for(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    options = ("training.eval_strategy=steps", "training.eval_steps=1", "training.eval_on_start=false")
+    with monkeypatch.context() as patch:
+        signals_at(patch, CloneTrainer, "prediction_step", call=1)
+        assert lrc("train", recipe, *options, "training.max_steps=4", "training.save_steps=100") == 130
+    assert "after step 1 of 4" in said(capsys)
+    assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-1"
+    assert lrc("train", recipe, *options, "training.max_steps=4", "training.save_steps=100", "--resume") == 0
+
+
+@pytest.mark.parametrize("place", ["training_step", "_save_checkpoint"])
+def test_a_second_signal_stops_at_once_and_corrupts_nothing(
+    recipe: Path, run: Path, capsys, monkeypatch, place: str
+) -> None:
+    longer = ("training.max_steps=6", "training.save_steps=4")
+    with monkeypatch.context() as patch:
+        signals_at(patch, CloneTrainer, place, call=1, times=2)
+        assert lrc("train", recipe, *longer, "--resume") == 130
+    assert f"{run / 'checkpoint-2'} is saved" in said(capsys)
+    assert last_checkpoint(run) == run / "checkpoint-2"
+    assert lrc("train", recipe, *longer, "--resume") == 0
+
+
+def test_a_signal_to_a_process(recipe: Path, tmp_path: Path) -> None:
+    """The one test with a process of its own: the exit code that a shell sees."""
+    script = (
+        "import os, signal, sys\n"
+        "from lowrank_clone.training.trainer import CloneTrainer\n"
+        "step = CloneTrainer.training_step\n"
+        "def stop(*args, **kwargs):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return step(*args, **kwargs)\n"
+        "CloneTrainer.training_step = stop\n"
+        "from lowrank_clone.cli.main import main\n"
+        f"sys.exit(main(['train', {str(recipe)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 143
+    assert "Traceback" not in done.stderr and (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").is_file()
