@@ -6,6 +6,7 @@ import math
 import platform
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -151,26 +152,45 @@ def time_lines(cost: Cost, tokens: int, device: torch.device, width: int) -> lis
     dtype = str(cost.dtype).removeprefix("torch.")
     return [
         f"Time on this machine ({name}): {_duration(seconds)} or more for {tokens:,} tokens. Estimated: the cost "
-        f"model's {cost.flops_per_token * tokens:.2g} FLOPs at {rate / 1e9:,.0f} GFLOP/s, which a {dtype} product of "
-        "the teacher's width reached just now; evaluation, the start and all that is no product come on top.",
+        f"model's {cost.flops_per_token * tokens:.2g} FLOPs at {rate / 1e9:,.0f} GFLOP/s, which training one {dtype} "
+        "FFN of the teacher's width reached just now; evaluation, the start and the losses' softmax come on top.",
         f"Time on one {ACCELERATOR}: {_duration(board.hours * 3600)} at {SHARE:.0%} of its data sheet's dense "
         f"peak, {board.kilowatt_hours:,.1f} kWh of the board; the memory {fits}. Predicted, not measured.",
     ]
 
 
-def measured_rate(device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.3) -> float:
-    """FLOP/s of `[512, width] @ [width, 4 * width]` on this device: what training reaches where it is all products."""
-    tokens = 512
-    left = torch.randn(tokens, width, device=device, dtype=dtype)
-    right = torch.randn(width, 4 * width, device=device, dtype=dtype)
-    left @ right  # the first call sets up the library
+def measured_rate(device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.5) -> float:
+    """FLOP/s of training on this device, by a small piece of it: a norm and a gated FFN, forward and backward.
+
+    A product alone would reach several times as much where a processor has units for it (AMX, tensor cores): norms,
+    activations and gradients read the same memory and multiply little.
+
+    Args:
+        width: Channels of the residual stream; the FFN has three times as many.
+        seconds: To measure for, at least one pass.
+    """
+    tokens, inner = 256, 3 * width
+    options: Any = {"device": device, "dtype": dtype}
+    norm, act = torch.nn.RMSNorm(width, **options), torch.nn.SiLU()
+    gate, up = (torch.nn.Linear(width, inner, bias=False, **options) for _ in range(2))
+    down = torch.nn.Linear(inner, width, bias=False, **options)
+    x = torch.randn(tokens, width, **options, requires_grad=True)
+
+    def once() -> float:
+        start = time.perf_counter()
+        with torch.enable_grad():
+            h = norm(x)
+            (x + down(act(gate(h)) * up(h))).float().square().mean().backward()
+        assert x.grad is not None
+        float(x.grad[0, 0])  # reading one number waits for the device
+        return time.perf_counter() - start
+
+    once()  # the first call sets up the libraries
     best, spent = float("inf"), 0.0
     while spent < seconds:
-        start = time.perf_counter()
-        float((left @ right)[0, 0])  # reading one number waits for the device
-        took = time.perf_counter() - start
+        took = once()
         best, spent = min(best, took), spent + took
-    return 2.0 * tokens * width * 4 * width / best
+    return 3 * 2.0 * tokens * 3 * width * inner / best
 
 
 def _threads() -> str:
