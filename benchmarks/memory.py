@@ -32,10 +32,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, MistralConfig
 
 from lowrank_clone import model
-from lowrank_clone.cost import Cost, Recompute, estimate
+from lowrank_clone.cost.estimate import Cost, Recompute, estimate
 from lowrank_clone.model import CloneModel
+from lowrank_clone.objective import batch as batch_checks
 from lowrank_clone.objective import head, lm_kl
 from lowrank_clone.objective.head import Head
+from lowrank_clone.objective.probe import Probe, TapRuns
 from lowrank_clone.training.optim import bind
 
 # Shape, dtype, rows and length of a micro-batch.
@@ -84,6 +86,7 @@ def as_on_a_gpu() -> Iterator[None]:
         stack.enter_context(mock.patch.dict(lm_kl.BLOCK_ELEMENTS, clear=True))
         for module in (head, lm_kl):
             stack.enter_context(mock.patch.object(module, "widens_products", lambda device: True))
+        stack.enter_context(mock.patch.object(batch_checks, "readable", lambda values: False))
         # The taps compare addresses, and fake tensors have none to share.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
@@ -107,6 +110,11 @@ def head_of(side: Any) -> Head:
     return Head(side.get_output_embeddings().weight)
 
 
+def probe_of(side: Any, taps: Any, width: int) -> Probe:
+    """`probe.probe_taps` without looking at outputs: every tapped module of a dense model runs once."""
+    return Probe({tap.name: TapRuns() for tap in taps}, {}, frozenset())
+
+
 def count(
     shape: str, dtype: torch.dtype, batch: tuple[int, int], accumulation: int, recompute: Recompute
 ) -> tuple[int, int, Cost]:
@@ -114,7 +122,8 @@ def count(
     fields = SHAPES[shape]
     config = MistralConfig(**fields["config"], sliding_window=None, max_position_embeddings=8192)
     tally = Tally()
-    with as_on_a_gpu(), mock.patch.object(model, "read_head", head_of), FakeTensorMode(), tally:
+    known = mock.patch.multiple(model, read_head=head_of, probe_taps=probe_of)
+    with as_on_a_gpu(), known, FakeTensorMode(), tally:
         teacher = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="causal")
         clone = CloneModel(teacher, fields["student"]).train()
         if recompute != "nothing":

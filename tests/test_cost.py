@@ -11,9 +11,11 @@ from tiny import batch, tiny_config, tiny_model
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_clone.cost import ACCELERATORS, Cost, estimate
+from lowrank_clone.cost.accelerators import ACCELERATORS
+from lowrank_clone.cost.estimate import Cost, estimate
 from lowrank_clone.errors import InputError
 from lowrank_clone.model import CloneModel
+from lowrank_clone.objective.objective import Objective
 from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.training.optim import bind
 
@@ -69,12 +71,33 @@ def test_flops_are_exact(family: str) -> None:
 def test_flops_of_options_are_exact() -> None:
     options = {"attn_out_tap": "teacher", "taps": lambda tap: tap.layer == 0}
     clone = clone_of("llama", **options)
-    cost = cost_of(clone.plan, attn_out_tap="teacher", taps=clone.taps, accumulation=2)
+    cost = cost_of(clone.plan, objective=clone.objective, taps=clone.taps, accumulation=2)
     measured = counted(lambda: clone(batch(ROWS, LENGTH)).loss.backward())
     generation = cost.flops["pull and push"]
     assert measured == pytest.approx((cost.flops_per_token - generation) * ROWS * LENGTH, rel=1e-12)
     pulled_and_pushed = counted(clone.factors.pull) + counted(clone.factors.push)
     assert pulled_and_pushed == pytest.approx(generation * 2 * ROWS * LENGTH, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"kl_weight": 0.0, "clone_weight": 0.0},
+        {"kl_weight": 0.0},
+        {"clone_weight": 0.0},
+        {"target_gradient": False},
+        {"attn_out_tap": "teacher", "target_gradient": False},
+    ],
+    ids=str,
+)
+def test_flops_of_objectives_are_exact(terms: dict[str, Any]) -> None:
+    clone = clone_of("qwen3", objective=Objective(**terms))
+    cost = cost_of(clone.plan, objective=clone.objective)
+    measured = counted(lambda: clone(batch(ROWS, LENGTH)).loss.backward())
+    assert measured == pytest.approx((cost.flops_per_token - cost.flops["pull and push"]) * ROWS * LENGTH, rel=1e-12)
+    assert cost.memory["student weights"] == 4 * sum(
+        leaf.numel() for leaf in (*clone.student.parameters(), *(leaf for _, leaf in clone.targets.items()))
+    )
 
 
 def test_recomputation_is_one_forward_pass_of_the_layers_at_most() -> None:
@@ -204,7 +227,18 @@ def test_a_budget_of_nonsense_is_refused() -> None:
         cost.run(1e9, utilisation=40)
 
 
-def test_rows_name_every_part() -> None:
+def test_rows_name_every_part_and_the_fullest_moment() -> None:
     cost = cost_of(make_plan(tiny_config("llama"), WIDTH))
     labels = [label for label, _ in cost.rows()]
     assert len(labels) == len(set(labels)) == len(cost.flops) + len(cost.memory) + 2
+    assert labels[-1] == f"peak, {cost.fullest.name}, GiB"
+
+
+def test_the_fullest_moment_follows_the_batch() -> None:
+    plan = make_plan(tiny_config("llama"), WIDTH)
+    large = estimate(plan, micro_batch=64, sequence_length=512, dtype=torch.float32)
+    assert large.fullest.name == "in the loss"
+    assert estimate(plan, micro_batch=1, sequence_length=1).fullest.name == "at the end of backward"
+    for moment in large.moments:
+        assert large.peak_bytes >= moment.bytes == sum(moment.parts.values())
+        assert set(moment.parts) <= {*large.memory, "gradient of the head"}

@@ -15,8 +15,8 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, T5Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lowrank_clone import cost
 from lowrank_clone.cli.main import main
+from lowrank_clone.cost import estimate as cost
 
 VOCAB = 258
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,12 +15,12 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from ..cost import Cost, Recompute, estimate
+from ..cost.estimate import Cost, Recompute, estimate
 from ..execution.checkpointing import checkpointing_options
 from ..plan.roles import Plan
 from ..plan.sizes import remarks, size_rows
 from ..recipe.method import clone_settings, last_kinds
-from ..recipe.schema import Recipe
+from ..recipe.schema import Ramp, Recipe
 from ..recipe.training import batch_sizes, training_arguments
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> Cost:
     arguments = training_arguments(recipe)
     batch, accumulation = batch_sizes(recipe)
     settings = clone_settings(plan, recipe.method)
-    compared = [tap for tap in plan.taps if settings["objective"].clone_weight != 0 and settings["taps"](tap)]
+    objective = settings["objective"]
+    if isinstance(recipe.method.kl_weight, Ramp):  # which may begin at 0
+        objective = replace(objective, kl_weight=max(recipe.method.kl_weight.start, recipe.method.kl_weight.end))
     estimated = partial(
         estimate,
         plan,
@@ -103,9 +106,9 @@ def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> Cost:
         sequence_length=recipe.data.sequence_length,
         accumulation=accumulation,
         dtype=torch.float32 if recipe.student.dtype == "float32" else torch.bfloat16,
+        objective=objective,
         parameterization=last_kinds(plan, recipe.method),
-        attn_out_tap=recipe.method.attn_out_tap,
-        taps=compared,
+        taps=list(filter(settings["taps"], plan.taps)),
         optimizer_states=1 if arguments.get("muon", False) else 2,
     )
     cost = estimated(**recomputed)
