@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..cost import Cost
+from ..cost.estimate import Cost
 from ..data.config import DataConfig
 from ..data.estimate import TextEstimate, estimate_text
 from ..errors import InputError
