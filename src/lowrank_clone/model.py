@@ -103,7 +103,7 @@ class CloneModel(FactoredModule):
         squares = TargetSquares(call_name(tap.name, i) for tap in self.taps for i in range(runs[tap.name].calls))
         self.target_squares = squares if objective.clone_normalization == "target" else None
         self._student_head = read_head(self.student)
-        self._vocab_size = len(self._student_head.weight)
+        self.vocab_size = len(self._student_head.weight)
         changed = self.probe.changed | probe_taps(self.student, (), self.plan.student_width).changed
         self._execution = Execution(teacher, self.student, self.plan, execution, changed)
 
@@ -147,7 +147,7 @@ class CloneModel(FactoredModule):
             InputError: The batch is not usable, or holds something else.
         """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        batch = checked_batch({**given, "position_ids": position_ids, **unknown}, self._vocab_size)
+        batch = checked_batch({**given, "position_ids": position_ids, **unknown}, self.vocab_size)
         targets, valid = counted(input_ids, attention_mask, labels, position_ids)
         lm_count = kl_count = None
         if num_items_in_batch is not None:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, TrainingArguments
+from transformers import LlamaConfig
 
 from lowrank_clone.errors import InputError
 from lowrank_clone.recipe.load import dump_recipe, load_recipe, parse_recipe, shipped_recipes
@@ -471,7 +471,7 @@ def test_good_student_overrides() -> None:
 # --- TrainingArguments ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(TrainingArguments), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", dataclasses.fields(CloneArguments), ids=lambda field: field.name)
 def test_every_training_argument_is_taken_with_its_default(field: dataclasses.Field) -> None:
     factory = field.default_factory
     value = field.default if factory is dataclasses.MISSING else factory()

@@ -1,19 +1,28 @@
 """`transformers.TrainingArguments` with the defaults that a clone needs."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
 from ..errors import InputError
+from .options import check_option
+from .ranges import RANGES
+from .trial import try_arguments
 
 
 @dataclass
 class CloneArguments(TrainingArguments):
     """`TrainingArguments` with the defaults that a clone needs, `log_taps` and `muon`.
 
-    The student's precision is `CloneModel(dtype=...)`, since its master weights are float32 factors in any case; `bf16`
-    and `fp16` (autocast over float32 weights) stay off.
+    `options.py` says of every field whether it works. A warm-up of n steps has rates (k + 1) / (n + 1) of the full one,
+    k = 0 .. n - 1, so that its first step learns something (`warmup.py`).
+
+    Raises:
+        InputError: A field is out of range, a clone has no use for it, or what it asks for can't be made. All of it
+            is tried out here, before anything that takes long.
     """
 
     log_taps: bool = field(default=True, metadata={"help": "Log the loss of every tap under `tap/<parameter>`."})
@@ -26,21 +35,31 @@ class CloneArguments(TrainingArguments):
     adam_beta2: float = field(default=0.999, metadata={"help": "As published (LRC, arXiv 2505.12781, appendix)."})
 
     def __post_init__(self) -> None:
-        # Before Trainer's own checks, which import what these need.
-        if self.fp16 or self.bf16:
-            which = "fp16" if self.fp16 else "bf16"
-            raise InputError(
-                f"training.{which}: got true, expected false; the student's precision is `student.dtype` "
-                "(CloneModel(dtype=torch.bfloat16)), its factors are float32 in any case"
-            )
-        if self.deepspeed or self.fsdp:
-            raise InputError("training.deepspeed and training.fsdp are not supported yet; use one process or DDP")
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            default: Any = spec.default
+            if spec.default_factory is not dataclasses.MISSING:
+                default = spec.default_factory()
+            check_option(spec.name, value, default)
+            if spec.name in RANGES and value is not None:
+                self._check_range(spec.name, value)
         if self.muon and not str(getattr(self.optim, "value", self.optim)).startswith("adamw_torch"):
             raise InputError(
                 f"training.optim: got {self.optim} beside training.muon, which trains what is no matrix with AdamW; "
                 "remove one of the two"
             )
-        super().__post_init__()
+        if self.ddp_backend is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise InputError(
+                f"training.ddp_backend: got {self.ddp_backend} in one process; start several with torchrun"
+            )
+        if self.greater_is_better is None:  # transformers takes whatever is not called a loss for a score
+            self.greater_is_better = False
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, ImportError, NotImplementedError, OSError) as error:
+            raise InputError(f"training: {' '.join(str(error).split())}") from error
+        try_arguments(self)
 
-
-TRAINING_FIELDS = {field.name: field for field in dataclasses.fields(CloneArguments)}
+    def _check_range(self, name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not RANGES[name].holds(value):
+            raise InputError(f"training.{name}: got {value!r}, expected {RANGES[name]}")

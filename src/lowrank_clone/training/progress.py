@@ -31,6 +31,9 @@ class Progress(TrainerCallback):
         """Begin to show the steps."""
         self._begin = (state.num_input_tokens_seen, time.monotonic())
         shown = self._shows_steps and state.is_world_process_zero
+        if state.is_world_process_zero and args.world_size > 1:
+            rows = args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
+            tqdm.write(f"{args.world_size} processes, {rows} sequences a step")
         done = state.global_step
         self._meter = self._shown.enter_context(
             progress(state.max_steps, "training", "step", initial=done, shown=shown)

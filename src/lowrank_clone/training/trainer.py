@@ -10,66 +10,103 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer, default_data_collator
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from ..errors import InputError, NonFiniteLoss
 from ..model import CloneModel
-from ..objective.output import CloneOutput
 from ..objective.tokens import count_tokens
 from .arguments import CloneArguments
+from .batches import new_batches, tokens_of
 from .checkpoint import last_checkpoint, load_clone, readable, resume_clone, write_clone
+from .evaluation import evaluate_losses, non_finite, terms_of
+from .intake import check_optimizer, taken
 from .manifest import written_whole
-from .optim import MuonAdamW, bind, is_bound, refresh
+from .optim import is_bound, refresh
+from .processes import InStep
 from .progress import Progress
 from .saving import TimedCheckpoints, rotate
+from .warmup import without_idle_step
 
 
 class CloneTrainer(Trainer):
     """Train a `CloneModel`. Everything that `Trainer` does stays Trainer's, but for these points:
 
     * the optimiser holds the factors (`optim.bind`), and the gradient norm is theirs;
-    * tokens are counted over the whole accumulated batch, for the LM and for the positions apart;
-    * `lm`, `kl`, `clone` and every tap are logged next to the loss, evaluation adds the perplexity;
+    * tokens are counted over the whole accumulated batch of all processes, for the LM and for the positions apart, and
+      rows that accelerate repeats to fill the last batch are not counted: any number of processes gives one result;
+    * `lm`, `kl`, `clone` and every tap are logged next to the loss; an evaluation is a mean over all tokens of a data
+      set and adds the perplexity;
+    * the first step of a warm-up has a rate above 0 (`warmup.py`);
     * checkpoints hold the factors and never the teacher; `save_model` writes the student as a plain checkpoint.
 
+    Args:
+        positional, named: Those of `Trainer`, in its order. `options.py` says of each whether a clone has a use for it.
+            An optimiser of the user's own, in `optimizers`, holds `clone.factors.parameters()`; it is bound unless it
+            is. Rows of unequal length are padded; rows may hold `input_ids`, `attention_mask`, `labels` and
+            `position_ids`, others are left out as `Trainer` does.
+
     Raises:
-        InputError: `model` is no `CloneModel`.
+        InputError: An argument is unknown, has no use for a clone, or does not fit the others.
         NonFiniteLoss: While training, after saving the last good state.
     """
 
     model: CloneModel
     args: CloneArguments
 
-    def __init__(self, model: CloneModel, args: CloneArguments, **kwargs: Any) -> None:
-        if not isinstance(model, CloneModel):
-            raise InputError(f"CloneTrainer: got a model of type {type(model).__name__}, expected a CloneModel")
-        kwargs.setdefault("data_collator", default_data_collator)
-        if args.muon:
-            options = {
-                "lr": args.learning_rate,
-                "momentum": args.muon_momentum,
-                "betas": (args.adam_beta1, args.adam_beta2),
-                "eps": args.adam_epsilon,
-            }
-            kwargs.setdefault("optimizer_cls_and_kwargs", (MuonAdamW, options))
-        super().__init__(model=model, args=args, **kwargs)
-        self.clone = model
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        given = taken(positional, named)
+        self.clone: CloneModel = given["model"]
+        use_cache = self.clone.config.use_cache
+        try:
+            super().__init__(**given)
+        except InputError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise InputError(f"CloneTrainer: {' '.join(str(error).split())}") from error
+        self.clone.config.use_cache = use_cache  # Trainer sets it for a run; it would be saved with the student
         self._terms: dict[str, Tensor] = {}
-        self._term_steps = 0
+        self._term_steps = self._step_tokens = 0
         for theirs in (ProgressCallback, PrinterCallback):
             self.remove_callback(theirs)
-        self.add_callback(Progress(steps=not args.disable_tqdm))
-        self.add_callback(TimedCheckpoints(args.save_minutes))
+        self.add_callback(Progress(steps=not self.args.disable_tqdm))
+        self.add_callback(TimedCheckpoints(self.args.save_minutes))
+        self.add_callback(InStep(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's. It can be called again, after an exception too: nothing is left of a step that was not done.
+
+        Raises:
+            InputError: There is no checkpoint to resume from, and as the class says.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(last_checkpoint(self._run_dir()) or "")
+            if not resume_from_checkpoint:
+                raise InputError(f"train: got resume_from_checkpoint=True, and no checkpoint is in {self._run_dir()}")
+        self._terms, self._term_steps = {}, 0
+        self.clone.factors.zero_grad()
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except BaseException:
+            self._forget_step()
+            raise
 
     # What is optimised ---------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimiser, over the factors."""
-        if self.optimizer is None:
-            self.optimizer = bind(super().create_optimizer(self.clone.factors), self.clone.factors)
-        return self.optimizer
+        optimizer = super().create_optimizer(self.clone.factors)
+        check_optimizer(optimizer, self.clone.factors)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Trainer's schedule, whose warm-up begins above 0; one of the user's own stays as it is."""
+        if self.lr_scheduler is None:
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = without_idle_step(scheduler, warmup)  # type: ignore[assignment]
+        return self.lr_scheduler
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Weight decay is for matrices."""
@@ -77,9 +114,11 @@ class CloneTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         self._term_steps += 1
+        self.state.num_input_tokens_seen += self._step_tokens
         self.clone.factors.pull()
         limit = self.args.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.clone.factors.parameters(), limit)
+        trained = [factor for factor in self.clone.factors.parameters() if factor.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         if not torch.isfinite(norm):
             self._stop_at_non_finite(model, norm)
         return norm
@@ -89,40 +128,51 @@ class CloneTrainer(Trainer):
 
     def _stop_at_non_finite(self, model: nn.Module, norm: Tensor) -> None:
         step, size = self.state.global_step, self.get_total_train_batch_size(self.args)
-        terms = ", ".join(f"{name} {float(value):.6g}" for name, value in self._terms.items() if "/" not in name)
-        bad = next((name for name, value in self._terms.items() if "/" in name and not value.isfinite()), None)
+        found = non_finite(step, float(norm), self._read_terms(), (step * size, (step + 1) * size - 1))
+        self.state.num_input_tokens_seen -= self._step_tokens
+        self._forget_step()
+        if last_checkpoint(self._run_dir()) != self._checkpoint_dir():  # a good one is not to be written over
+            self._save_checkpoint(model, trial=None)
+        raise NonFiniteLoss(f"{found}. The state before this step is in {self._checkpoint_dir()}")
+
+    def _forget_step(self) -> None:
+        """Leave nothing of a step that will not be done: no gradient, no sum."""
         self.clone.factors.zero_grad()
         if self.clone.target_squares is not None:
             self.clone.target_squares.drop()
-        if last_checkpoint(self._run_dir()) != self._checkpoint_dir():  # a good one is not to be written over
-            self._save_checkpoint(model, trial=None)
-        raise NonFiniteLoss(
-            f"step {step + 1}: the gradient norm is {float(norm)} (since the last log: {terms}"
-            + (f"; first non-finite: {bad}" if bad else "")
-            + f"); batch: samples {step * size} to {(step + 1) * size - 1} of the sampler's order. "
-            f"The state before this step is in {self._checkpoint_dir()}"
-        )
 
     # What is counted -----------------------------------------------------------------------------------------------
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Trainer's, after which the first batch's targets are measured if taps are divided by their size."""
-        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if len(batches) > 1:
-            self.clone.measure_targets([self._prepare_inputs(batch) for batch in batches])
-        return batches, counts
+        """The micro-batches of a step, each row counted once, and the counts of all of them in all processes.
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
-        if not batch_samples:
-            return None
-        counts = torch.stack([count_tokens(batch) for batch in batch_samples]).sum(0).to(device)
-        return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+        The targets of the first step are measured here, if taps are divided by their size.
+        """
+        tokens: list[Tensor] = []
 
-    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
-        """Not counted here: see `lrc plan`."""
-        return 0
+        def read() -> Iterator[dict[str, Tensor]]:
+            drop_last = self.args.dataloader_drop_last
+            for batch, new in new_batches(self, epoch_iterator, self.train_dataset, drop_last):
+                tokens.append(tokens_of(batch, new))
+                yield batch
+
+        batches, _ = super().get_batch_samples(read(), num_batches, device)
+        if not batches:
+            return [], None
+        counts = torch.stack([count_tokens(batch) for batch in batches]).sum(0)
+        counts = self._add_up(torch.cat([counts, torch.stack(tokens).sum().view(1)]))
+        self._step_tokens = int(counts[2])
+        self.clone.measure_targets(batches)
+        return batches, counts[:2]
+
+    def _add_up(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.args.world_size == 1:
+            return values
+        total: Tensor = self.accelerator.reduce(values.to(self.args.device), "sum")
+        return total
 
     # What is logged ------------------------------------------------------------------------------------------------
 
@@ -135,15 +185,7 @@ class CloneTrainer(Trainer):
     ) -> Any:
         """Trainer's, with every term of the loss added up on the device until it is logged."""
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
-        terms = {name: value.detach() for name, value in _terms(output, self.args.log_taps and model.training).items()}
-        if model.training:
-            self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size
-        else:
-            # An evaluation batch's terms are its own means, to be weighed; micro-batches add up as they are.
-            targets, positions = num_items_in_batch.unbind()
-            terms = {name: value * (targets if name == "lm" else positions) for name, value in terms.items()}
-            terms |= {"targets": targets, "positions": positions}
-        for name, value in terms.items():
+        for name, value in terms_of(output, taps=self.args.log_taps).items():
             self._terms[name] = self._terms[name] + value if name in self._terms else value
         return (loss, output) if return_outputs else loss
 
@@ -158,27 +200,48 @@ class CloneTrainer(Trainer):
     def _read_terms(self) -> dict[str, float]:
         """The accumulated terms, summed over processes; the one place where they are read."""
         names, values = list(self._terms), list(self._terms.values())
-        total = self.accelerator.reduce(torch.stack([v.float() for v in values]), "sum").tolist()
+        total = self._add_up(torch.stack([v.float() for v in values])).tolist()
         self._terms, self._term_steps = {}, 0
         return dict(zip(names, total, strict=True))
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's, with `lm`, `kl`, `clone` and their `loss` as means over tokens, and the perplexity exp(lm)."""
-        waiting, steps, self._terms = self._terms, self._term_steps, {}
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Trainer's, with every row, whatever training drops."""
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """The losses on a data set, each a mean over its tokens, and the perplexity exp(lm).
+
+        Raises:
+            InputError: The data set is empty, has no token to predict, or predictions are asked for.
+        """
+        if description == "Prediction":
+            raise InputError("predict: a clone measures losses and predicts nothing; use evaluate, or clone.student")
+        self.callback_handler.eval_dataloader = dataloader
+        unmeasured, rows = self.clone.needs_targets, 0
+
+        def read() -> Iterator[Mapping[str, Tensor]]:
+            nonlocal rows
+            for batch, new in new_batches(self, dataloader, dataloader.dataset):
+                rows += new
+                yield batch
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
         with torch.random.fork_rng(devices=[]):  # evaluating or not must not change what is trained
-            output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        terms = self._read_terms()
-        targets, positions = terms.pop("targets"), terms.pop("positions")
-        means = {name: value / max(targets if name == "lm" else positions, 1) for name, value in terms.items()}
-        goal = self.clone.objective
-        weights = {"lm": goal.lm_weight, "kl": goal.kl_weight, "clone": goal.clone_weight}
-        means["loss"] = sum(weights[name] * value for name, value in means.items())
-        assert output.metrics is not None
-        output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
-        output.metrics[f"{prefix}_perplexity"] = math.exp(min(means["lm"], 700.0))
-        self._terms, self._term_steps = waiting, steps
-        return output
+            if unmeasured:  # before the first step: divided by the size of this data set's own targets
+                self.clone.measure_targets(batch for batch, _ in new_batches(self, dataloader, dataloader.dataset))
+            losses = evaluate_losses(self.clone, read(), self._add_up)
+        if unmeasured and self.clone.target_squares is not None:
+            self.clone.target_squares.mean = None
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in losses.items()}
+        samples = int(self._add_up(torch.tensor(rows)))
+        nothing: Any = None
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=samples)
 
     # What is saved -------------------------------------------------------------------------------------------------
 
@@ -193,8 +256,6 @@ class CloneTrainer(Trainer):
         self.clone.student.save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _run_dir(self) -> Path:
         assert self.args.output_dir is not None
@@ -235,10 +296,3 @@ class CloneTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         load_clone(self.clone, Path(self.state.best_model_checkpoint))
-
-
-def _terms(output: CloneOutput, taps: bool) -> dict[str, Tensor]:
-    named = {"lm": output.lm, "kl": output.kl, "clone": output.clone}
-    if taps and output.taps is not None:
-        named |= {f"tap/{name}": value for name, value in output.taps.items()}
-    return {name: value for name, value in named.items() if value is not None}

@@ -1,0 +1,72 @@
+"""Evaluation: the terms of the loss as means over all tokens of a data set, in any number of batches and processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..model import CloneModel
+from ..objective.output import CloneOutput
+from ..objective.tokens import count_tokens
+
+
+@torch.no_grad()
+def evaluate_losses(
+    clone: CloneModel, batches: Iterable[Mapping[str, Tensor]], add_up: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """`loss`, `lm`, `kl` and `clone` as far as they are in the objective, each a mean over its tokens; `perplexity`.
+
+    Args:
+        batches: On the clone's device, as many in each process.
+        add_up: Sums a tensor over all processes.
+
+    Raises:
+        InputError: There is no batch, or no token to predict.
+    """
+    mode = clone.training
+    clone.eval()
+    names: list[str] = []
+    sums: list[Tensor] = []
+    try:
+        for batch in batches:
+            terms, (targets, positions) = terms_of(clone(**batch)), count_tokens(batch)
+            names = list(terms)
+            weighed = [value * (targets if name == "lm" else positions) for name, value in terms.items()]
+            sums.append(torch.stack([*weighed, targets.to(weighed[0].dtype), positions.to(weighed[0].dtype)]))
+    finally:
+        clone.train(mode)
+    if not sums:
+        raise InputError("evaluation: got a data set without a row, expected at least one")
+    *totals, targets, positions = add_up(torch.stack(sums).cpu().double().sum(0)).tolist()
+    if not targets:
+        raise InputError("evaluation: got no token to predict, expected rows of two tokens or more that are not masked")
+    means = {
+        name: total / max(targets if name == "lm" else positions, 1) for name, total in zip(names, totals, strict=True)
+    }
+    goal = clone.objective
+    weights = {"lm": goal.lm_weight, "kl": goal.kl_weight, "clone": goal.clone_weight}
+    loss = sum(weights[name] * value for name, value in means.items())
+    return {"loss": loss, **means, "perplexity": math.exp(min(means["lm"], 700.0))}
+
+
+def terms_of(output: CloneOutput, taps: bool = False) -> dict[str, Tensor]:
+    """The terms of a loss by the names they are logged under, without gradient."""
+    named = {"lm": output.lm, "kl": output.kl, "clone": output.clone}
+    if taps and output.taps is not None:
+        named |= {f"tap/{name}": value for name, value in output.taps.items()}
+    return {name: value.detach() for name, value in named.items() if value is not None}
+
+
+def non_finite(step: int, norm: float, terms: Mapping[str, float], samples: tuple[int, int]) -> str:
+    """What is known of a step whose gradient is not finite: its terms, the first tap that went wrong, its samples."""
+    shown = ", ".join(f"{name} {value:.6g}" for name, value in terms.items() if "/" not in name)
+    bad = next((name for name, value in terms.items() if "/" in name and not math.isfinite(value)), None)
+    return (
+        f"step {step + 1}: the gradient norm is {norm} (since the last log: {shown}"
+        + (f"; first non-finite: {bad}" if bad else "")
+        + f"); batch: samples {samples[0]} to {samples[1]} of the sampler's order"
+    )

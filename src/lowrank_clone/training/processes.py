@@ -1,0 +1,38 @@
+"""What keeps several processes in step with each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from transformers import TrainerCallback
+
+from .intake import check_optimizer
+
+
+class InStep(TrainerCallback):
+    """At the beginning all processes have the first one's factors; at the end they agree on the loss that is reported.
+
+    Args:
+        trainer: The `CloneTrainer` that it belongs to.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    @torch.no_grad()
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the optimiser that will be stepped, whoever made it, and share the factors."""
+        factors = self._trainer.clone.factors
+        check_optimizer(self._trainer.optimizer, factors)
+        if args.world_size > 1:
+            for factor in factors.parameters():
+                dist.broadcast(factor.data, src=0)
+            factors.push()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Share the loss since the last log, of which Trainer would report the first process's own part."""
+        if args.world_size > 1:
+            loss = self._trainer._tr_loss
+            loss.copy_(self._trainer.accelerator.reduce(loss.clone(), "mean"))
