@@ -14,7 +14,7 @@ from .tables import console, new_table
 def run(arguments: Namespace) -> None:
     """`lrc families [TYPE] [--markdown]`"""
     # Making a config of each type by its defaults is not what the library's advice to users of one model is about.
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     warnings.simplefilter("ignore")
     found = [survey(arguments.model_type)] if arguments.model_type else survey_all()
     if arguments.markdown:

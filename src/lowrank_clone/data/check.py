@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from .config import DataConfig, SourceConfig
 from .files import find_files
-from .read import find_origins, read_documents
+from .read import ADVICE, find_origins, read_documents
 
 _PROBE = 8  # rows of each file that are read before any long work
 
@@ -81,8 +81,10 @@ def _probe_source(source: SourceConfig, strict: bool, held_out: bool) -> None:
     for origin in origins:
         rows = list(itertools.islice(read_documents([origin], few, strict), _PROBE))
         bad = [row for row in rows if row["error"]]
-        if bad and (strict or bad[-1]["fatal"] or len(bad) == len(rows)):
+        if bad and (strict or bad[-1]["fatal"]):
             raise InputError(bad[-1]["error"])
+        if bad and len(bad) == len(rows):
+            raise InputError(f"{bad[0]['error'].removesuffix(ADVICE)}; and so are all of its first {len(bad)} rows")
         documents += sum(bool((row["text"] or "").strip()) for row in rows)
         whole &= len(rows) < _PROBE
     if documents == 0 and whole:

@@ -11,10 +11,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .check import keyed_sources
+from .check import keyed_sources, named
 from .config import DataConfig, SourceConfig
-from .files import extension, find_files, version_of
-from .read import open_file, read_documents
+from .files import Found, extension, find_files, version_of
+from .read import open_file, read_documents, readable
 from .tokenise import tokenise
 
 _WHOLE = 2 * 2**20  # bytes of a source up to which all of it is read
@@ -87,19 +87,28 @@ def _estimate_source(
     if found is None:
         return SourceEstimate(key, source.path, None, None, False)
     strict = config.on_error == "raise"
+    with named(key), readable(source.path):
+        return _look_into(key, source, found, strict, tokenizer)
+
+
+def _look_into(
+    key: str, source: SourceConfig, found: Found, strict: bool, tokenizer: PreTrainedTokenizerBase
+) -> SourceEstimate:
     files = list(found.files)
     whole = sum(map(_unpacked_size, files)) <= _WHOLE and not any(file.endswith(".parquet") for file in files)
     if whole:
         rows = list(read_documents([(file, version_of(file)) for file in files], source, strict))
         for row in rows:
             if row["error"] and (strict or row["fatal"]):
-                raise InputError(f"{key}.{row['error']}")
-        lengths = _lengths(rows, source, tokenizer)
+                raise InputError(row["error"])
+        lengths = _lengths(rows, source, tokenizer, strict)
+        if not lengths.any():
+            raise InputError(f"path: `{source.path}` holds no text; expected at least one document")
         return SourceEstimate(key, source.path, int((lengths > 0).sum()), int(lengths.sum()), True, len(found.others))
     chosen = files[:: -(-len(files) // _FILES)]
     documents = tokens = share = 0.0
     for file in chosen:
-        part, lengths = _sample(file, source, tokenizer)
+        part, lengths = _sample(file, source, tokenizer, strict)
         if part > 0:
             documents += (lengths > 0).sum() / part
             tokens += lengths.sum() / part
@@ -113,7 +122,9 @@ def _estimate_source(
     return SourceEstimate(key, source.path, round(documents), round(tokens), False, len(found.others))
 
 
-def _sample(file: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[float, np.ndarray]:
+def _sample(
+    file: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, strict: bool
+) -> tuple[float, np.ndarray]:
     """The share of a file that was looked into, and the lengths of the documents in it."""
     rows: list[dict[str, Any]] = []
     if extension(file) == ".parquet":
@@ -121,7 +132,7 @@ def _sample(file: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase)
 
         count = pq.ParquetFile(file).metadata.num_rows
         rows = list(itertools.islice(_rows(file, source), _ROWS))
-        return len(rows) / max(count, 1), _lengths(rows, source, tokenizer)
+        return len(rows) / max(count, 1), _lengths(rows, source, tokenizer, strict)
     size, seen = _unpacked_size(file), 0
     with open_file(file) as stream:
         start = stream.read(_BYTES)
@@ -130,12 +141,12 @@ def _sample(file: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase)
         text = start.decode("utf-8", errors="replace")
         # The reader makes documents of at least 64 KiB of a long text, and the eos of each is one token more.
         rows = [{"text": text[i : i + 65536], "error": None, "fatal": False} for i in range(0, len(text), 65536)]
-        return (1.0 if whole else len(start) / size), _lengths(rows, source, tokenizer)
+        return (1.0 if whole else len(start) / size), _lengths(rows, source, tokenizer, strict)
     lines = [line for line in start.splitlines(keepends=True) if line.endswith(b"\n") or len(start) >= size]
     for line, row in zip(lines[:_ROWS], _rows(file, source), strict=False):
         rows.append(row)
         seen += len(line)
-    return seen / max(size, 1), _lengths(rows, source, tokenizer)
+    return seen / max(size, 1), _lengths(rows, source, tokenizer, strict)
 
 
 def _rows(file: str, source: SourceConfig) -> Iterator[dict[str, Any]]:
@@ -147,7 +158,7 @@ def _unpacked_size(file: str) -> float:
     size = os.path.getsize(file)
     if not file.lower().endswith(".gz") or size == 0:
         return size
-    with open(file, "rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
+    with readable(file), open(file, "rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
         unpacked = len(stream.read(_BYTES))
         if raw.tell() < size:
             return size * unpacked / raw.tell()
@@ -156,9 +167,14 @@ def _unpacked_size(file: str) -> float:
         return unpacked
 
 
-def _lengths(rows: list[dict[str, Any]], source: SourceConfig, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """`[documents]` tokens of each; 0 for bad rows."""
+def _lengths(
+    rows: list[dict[str, Any]], source: SourceConfig, tokenizer: PreTrainedTokenizerBase, strict: bool
+) -> np.ndarray:
+    """`[documents]` tokens of each; 0 for bad rows.
+
+    Raises:
+        InputError: With `strict`, the first row that is bad, or that the chat template refuses.
+    """
     batch = {name: [row[name] for row in rows] for name in ("text", "error", "fatal")}
-    batch["fatal"] = [False for _ in rows]
-    ids = tokenise(batch, list(range(len(rows))), tokenizer, source, False, len(tokenizer) + 2**20)["input_ids"]
+    ids = tokenise(batch, list(range(len(rows))), tokenizer, source, strict, len(tokenizer) + 2**20)["input_ids"]
     return np.array([len(one) for one in ids], float)

@@ -10,6 +10,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import InputError
@@ -19,6 +20,7 @@ from .files import extension, find_files, version_of
 _CHUNK = 64 * 1024  # characters of a text file that one document holds at most
 _LONGEST_LINE = 64 * 2**20  # bytes of a line of JSON
 DOCUMENTS_PER_BATCH = 64  # documents per tokenizer call; bounds memory when documents are long
+ADVICE = "; mend the row or the configuration, or set on_error: skip"
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError)
 
 
@@ -155,10 +157,27 @@ def read_documents(origins: Sequence[tuple[str, str]], source: SourceConfig, str
                 if good == source.max_documents or (strict and row["error"]):
                     return
         except (InputError, *_UNREADABLE) as error:
-            what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "an intact file that you may read"
-            message = f"path: {path}: cannot be read ({error_reason(error)}); expected {what}"
-            yield {"text": None, "error": str(error) if isinstance(error, InputError) else message, "fatal": True}
+            message = str(error) if isinstance(error, InputError) else _unreadable(path, error)
+            yield {"text": None, "error": message, "fatal": True}
             return
+
+
+def _unreadable(path: str, error: BaseException) -> str:
+    what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "an intact file that you may read"
+    return f"path: {path}: cannot be read ({error_reason(error)}); expected {what}"
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Turn what a damaged file raises into one line.
+
+    Raises:
+        InputError: It names the field `path`.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise InputError(_unreadable(path, error)) from error
 
 
 def _row(place: str, value: Any, source: SourceConfig) -> dict[str, Any]:
@@ -178,7 +197,7 @@ def _row(place: str, value: Any, source: SourceConfig) -> dict[str, Any]:
             raise ValueError(f"a NUL character stands at {text.index(chr(0)):,}; expected text, in UTF-8")
         text.encode()  # JSON may hold half a surrogate pair, which no tokenizer can take
     except (ValueError, RecursionError) as error:
-        message = f"{field}: {place}: {error}; mend the row or the configuration, or set on_error: skip"
+        message = f"{field}: {place}: {error}{ADVICE}"
         return {"text": None, "error": message, "fatal": False}
     return {"text": text, "error": None, "fatal": False}
 

@@ -92,9 +92,9 @@ def _render(text: str, tokenizer: PreTrainedTokenizerBase, place: str) -> tuple[
     """The chat as text, or the error if the template refuses it."""
     try:
         rendered = str(tokenizer.apply_chat_template(json.loads(text), tokenize=False))
-        if len(rendered) <= _LONGEST_CHAT:
+        if rendered.strip() and len(rendered) <= _LONGEST_CHAT:
             return rendered, None
-        reason = f"it makes {len(rendered):,} characters of it"
+        reason = f"it makes {len(rendered):,} characters of it" if rendered.strip() else "it makes no text of it"
     except Exception as error:  # a template is a program, and may fail with anything
         reason = error_reason(error)
     return None, (
