@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-from matplotlib.colors import LogNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
 
 from ..report.curves import draw_curves
-from ..report.style import STUDENT, TEACHER, save_figure
+from ..report.style import LAYERS, STUDENT, TEACHER, new_figure, save_figure
 from .activations import TapError
 from .inspect import Inspection
 from .sheets import by_kind, changes, error_grid, format_number
@@ -27,12 +27,12 @@ def draw_errors(errors: Mapping[str, Sequence[TapError]], path: Path) -> None:
     norm = LogNorm(least, max([*known, least * 1.01]))
     tallest = max(len(layers) for _, layers, _ in grids.values())
     widest = max(len(places) for places, _, _ in grids.values())
-    size = (1.2 + len(grids) * (1.0 + 0.65 * widest), 2.0 + 0.28 * tallest)
-    figure, axes = plt.subplots(1, len(grids), figsize=size, layout="constrained", squeeze=False)
+    figure = new_figure(1.2 + len(grids) * (1.0 + 0.65 * widest), 2.0 + 0.28 * tallest)
+    axes = figure.subplots(1, len(grids), squeeze=False)
     for panel, (name, (places, layers, values)) in zip(axes[0], grids.items(), strict=True):
         cells = [[values.get((layer, place)) for place in places] for layer in layers]
         numbers = [[math.nan if v is None else v for v in row] for row in cells]
-        colours = plt.get_cmap("viridis").with_extremes(bad="#dddddd")
+        colours = LAYERS.with_extremes(bad="#dddddd")
         image = panel.imshow(numbers, norm=norm, aspect="auto", cmap=colours)
         for y, row in enumerate(numbers):
             for x, value in enumerate(row):
@@ -49,7 +49,8 @@ def draw_errors(errors: Mapping[str, Sequence[TapError]], path: Path) -> None:
 
 def draw_ranks(inspection: Inspection, path: Path) -> None:
     """Effective rank of the residual stream along the layers."""
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = new_figure(8, 4)
+    axes = figure.subplots()
     x = [rank.layer for rank in inspection.ranks]
     lines = (
         ("teacher", TEACHER, inspection.teacher_width, [rank.teacher for rank in inspection.ranks]),
@@ -73,18 +74,15 @@ def draw_spectra(spectra: Iterable[Spectrum], path: Path) -> None:
     kinds = by_kind(spectra)
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
-    size = (3.2 * columns, 2.6 * rows)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
-    )
+    figure = new_figure(3.2 * columns, 2.6 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     last = max((s.layer or 0 for group in kinds.values() for s in group), default=0)
-    colours = plt.get_cmap("viridis")
     for panel, (label, group) in zip(axes.flat, kinds.items(), strict=False):
         for spectrum in group:
             # As shares of the number of values, so that factors of unlike shapes are comparable; 0 has no logarithm.
             y = [value if value > 0 else math.nan for value in spectrum.values]
             x = [(i + 1) / len(y) for i in range(len(y))]
-            colour = STUDENT if spectrum.layer is None else colours(spectrum.layer / max(last, 1))
+            colour = STUDENT if spectrum.layer is None else LAYERS(spectrum.layer / max(last, 1))
             panel.plot(x, y, color=colour, linewidth=0.9)
         panel.set(yscale="log", title=label)
         panel.title.set_fontsize(9)
@@ -93,7 +91,7 @@ def draw_spectra(spectra: Iterable[Spectrum], path: Path) -> None:
         panel.axis("off")
     figure.supxlabel("index of the singular value / number of singular values")
     figure.supylabel("singular value of Z")
-    scale = plt.cm.ScalarMappable(plt.Normalize(0, max(last, 1)), colours)
+    scale = ScalarMappable(Normalize(0, max(last, 1)), LAYERS)
     figure.colorbar(scale, ax=axes, label="layer", shrink=0.8)
     save_figure(figure, path)
 
@@ -102,7 +100,8 @@ def draw_masking(inspection: Inspection, path: Path) -> None:
     """What zeroing neurons does to the loss of both models. Needs an inspection with a masking test."""
     test = inspection.masking
     assert test is not None
-    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    figure = new_figure(6.5, 4)
+    axes = figure.subplots()
     for i, (name, colour, losses) in enumerate(
         (("teacher", TEACHER, test.teacher), ("student", STUDENT, test.student))
     ):
