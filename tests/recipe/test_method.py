@@ -170,13 +170,22 @@ def make_trainer(folder: Path, clone: CloneModel, method: MethodConfig, **option
     return CloneTrainer(clone, arguments, train_dataset=blocks, eval_dataset=blocks, callbacks=callbacks)
 
 
-def test_a_clone_that_is_dense_where_the_recipe_begins_projected_is_refused_at_once(tmp_path: Path) -> None:
-    clone = CloneModel(tiny_model("llama"), 16, parameterization={"ffn": "dense", "attention": "core"})
-    later = MethodConfig(parameterization={"ffn": Switch(kind="core", from_step=2)})
+def test_a_clone_that_is_dense_where_the_recipe_begins_projected_is_refused_before_a_step(tmp_path: Path) -> None:
+    def begin(method: MethodConfig) -> None:
+        clone = CloneModel(tiny_model("llama"), 16, parameterization={"ffn": "dense", "attention": "core"})
+        before = {name: p.detach().clone() for name, p in clone.factors.items()}
+        trainer = make_trainer(tmp_path, clone, method, max_steps=3, eval_strategy="no")
+        try:
+            trainer.train()
+        finally:
+            assert trainer.state.global_step in (0, 3)
+            same = [torch.equal(before[name], p) for name, p in clone.factors.items()]
+            assert all(same) == (trainer.state.global_step == 0)
+
     with pytest.raises(InputError, match="its ffn matrices are `dense`, this run's start `projected`"):
-        make_trainer(tmp_path, clone, later, max_steps=4)
-    make_trainer(tmp_path, clone, MethodConfig(parameterization={"ffn": Switch(kind="core", from_step=0)}), max_steps=4)
-    make_trainer(tmp_path, clone, MethodConfig(), max_steps=4)  # it says nothing of these groups
+        begin(MethodConfig(parameterization={"ffn": Switch(kind="core", from_step=2)}))
+    begin(MethodConfig(parameterization={"ffn": Switch(kind="core", from_step=0)}))
+    begin(MethodConfig())  # it says nothing of these groups
 
 
 @pytest.mark.parametrize("step", [4, 5])

@@ -56,22 +56,20 @@ class MethodSchedule(TrainerCallback):
     Nothing else of `method` is set: what is no ramp and no switch stays what the clone was made with.
 
     Raises:
-        InputError: When a trainer is made or begins: the clone has groups that can't become what `method` says for its
-            first step, or a switch would come after the last step.
+        InputError: When training begins: the clone has groups that can't become what `method` says for this step, or a
+            switch would come after the last step.
     """
 
     method: MethodConfig
 
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check the clone against the recipe before anything is trained; a resumed one gets its kinds later."""
-        named = choices_by_group(self.method)
-        theirs = {group: kind for group, kind in kwargs["model"].kinds.items() if group in named}
-        check_start(theirs, kinds_at(self.method, 0), "this clone")
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check the switches against the number of steps, and set the ramps for an evaluation before the first step."""
+        """Check the clone and the number of steps, and set the ramps for an evaluation before the first step."""
+        clone, done = kwargs["model"], max(state.global_step - 1, 0)  # the last step of a run that goes on
+        named = choices_by_group(self.method)
+        theirs = {group: kind for group, kind in clone.kinds.items() if group in named}
+        check_start(theirs, kinds_at(self.method, done), "this clone")
         check_switches(self.method, state.max_steps)
-        self._set_ramps(kwargs["model"], max(state.global_step - 1, 0), state.max_steps)
+        self._set_ramps(clone, done, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what this step needs."""
