@@ -249,6 +249,7 @@ class CloneModel(FactoredModule):
     def compile_layers(self, **options: Any) -> None:
         """Compile every layer of both models by itself, with options of `torch.compile`; the loss stays what it is."""
         self._execution.compile(**options)
+        self.compiled = True
 
     def train(self, mode: bool = True) -> CloneModel:
         """Switch between training and evaluation. Neither model ever draws noise: there is no dropout in a clone."""

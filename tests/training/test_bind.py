@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, AdamW, Muon, Optimizer
 
 from lowrank_clone import CloneModel, InputError, MuonAdamW, bind
-from lowrank_clone.training.optim import is_bound
+from lowrank_clone.training.optim import is_bound, refresh
 
 
 def clone(family: str = "starcoder2", **options: Any) -> CloneModel:
@@ -144,6 +144,25 @@ def test_a_factor_without_a_gradient_is_left_alone() -> None:
     model(batch()).loss.backward()
     optimizer.step()
     assert torch.equal(model.factors[name], before) and not optimizer.state[model.factors[name]]
+
+
+def test_a_frozen_factor_gets_no_gradient_and_stays_frozen_through_a_switch() -> None:
+    model = clone()
+    out, bias = "model.layers.0.mlp.c_proj.weight", "model.layers.0.mlp.c_proj.bias"
+    model.factors[out].requires_grad_(False)
+    trained = [p for p in model.factors.parameters() if p.requires_grad]
+    optimizer = bind(SGD(trained, lr=1e-2), model.factors)
+    model(batch()).loss.backward()
+    assert out not in model.factors.gradients()
+    optimizer.step()
+    model.reparameterize({"ffn": "dense"})
+    refresh(optimizer, model.factors)
+    assert not model.factors[out].requires_grad and not model.factors[bias].requires_grad
+    before = values(model)
+    model(batch()).loss.backward()
+    optimizer.step()
+    still = {name for name in before if torch.equal(before[name], model.factors[name])}
+    assert still == {out, bias, out + ".Z"}
 
 
 def test_a_grad_scaler_sees_pulled_gradients() -> None:

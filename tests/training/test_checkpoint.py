@@ -415,6 +415,14 @@ def test_a_copy_is_a_clone_of_its_own(how: str) -> None:
     assert set(other.factors.gradients()) == set(other.factors)
 
 
+def test_a_compiled_clone_is_not_copied() -> None:
+    model = clone()
+    model.compile_layers(backend="eager")
+    for how in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(InputError, match="compiled"):
+            how(model)
+
+
 def test_state_dict_holds_the_factors(tmp_path: Path) -> None:
     model, other = clone(parameterization={"ffn": "dense"}, seed=1), clone(seed=2)
     torch.save(model.state_dict(), tmp_path / "state.pt")

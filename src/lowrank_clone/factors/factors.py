@@ -85,8 +85,10 @@ class Factors(MutableMapping[str, Tensor]):
         """
         links = list(links)
         leaves = {id(link.leaf) for link in links}
+        before = {link.factor for link in self.links if id(link.leaf) in leaves}
+        frozen = any(not self._factors[old].requires_grad for old in before)
         self.links = [link for link in self.links if id(link.leaf) not in leaves] + links
-        self._factors[name] = nn.Parameter(value.detach().clone())
+        self._factors[name] = nn.Parameter(value.detach().clone(), requires_grad=not frozen)
         used = {link.factor for link in self.links}
         self._factors = {key: factor for key, factor in self._factors.items() if key in used}
 
@@ -128,12 +130,17 @@ class Factors(MutableMapping[str, Tensor]):
 
     @torch.no_grad()
     def pull(self) -> None:
-        """`Z.grad += basis^T(W.grad)` for every leaf that has a gradient, which is released as soon as it is used."""
+        """`Z.grad += basis^T(W.grad)` for every leaf that has a gradient, which is released as soon as it is used.
+
+        A factor that is frozen (`requires_grad_(False)`) gets none.
+        """
         for link in self.links:
             grad, factor = link.leaf.grad, self._factors[link.factor]
             if grad is None:
                 continue
             link.leaf.grad = None
+            if not factor.requires_grad:
+                continue
             with matmul_precision(link.leaf):
                 pulled = link.basis.adjoint(grad.to(factor.dtype))
             # `Identity.adjoint` returns the leaf's gradient itself; reusing it is safe, as `leaf.grad` was set to None.
@@ -149,8 +156,8 @@ class Factors(MutableMapping[str, Tensor]):
         """
         found = {name: factor.grad.clone() for name, factor in self._factors.items() if factor.grad is not None}
         for link in self.links:
-            if link.leaf.grad is not None:
-                factor = self._factors[link.factor]
+            factor = self._factors[link.factor]
+            if link.leaf.grad is not None and factor.requires_grad:
                 with matmul_precision(link.leaf):
                     grad = link.basis.adjoint(link.leaf.grad.to(factor.dtype))
                 found[link.factor] = found[link.factor] + grad if link.factor in found else grad.clone()

@@ -22,6 +22,7 @@ class FactoredModule(nn.Module):
     student: PreTrainedModel
     factors: Factors
     kinds: dict[str, str]
+    compiled = False
 
     def reparameterize(self, kinds: Mapping[str, str]) -> None:
         """Let groups of matrices be of these kinds."""
@@ -43,6 +44,14 @@ class FactoredModule(nn.Module):
         if self.student.dtype != dtype:
             self.factors.push(self.factors)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.compiled:
+            raise InputError(
+                "a clone whose layers are compiled can't be copied or pickled; do it before `compile_layers`, or use "
+                "`save_clone`"
+            )
+        return self.__dict__
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds beside the modules' tensors: the factors, which the leaves are generated from."""
