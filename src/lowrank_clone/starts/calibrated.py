@@ -30,6 +30,7 @@ from ..plan.layers import model_blocks
 from ..plan.roles import Plan
 from ..progress import progress as show_progress
 from .calibration.blockwise import run_blockwise
+from .calibration.check import check_inputs, check_result, check_variety
 from .calibration.norms import Norm, find_norms, outer_norms, unit
 from .calibration.regression import Diagonal, Ridge, tied_gains
 from .calibration.segments import segments_of_blocks
@@ -75,8 +76,9 @@ def calibrated_start(
         Factors [d_T, d_S] and vectors [d_S] by the student's parameter name, float32 on the teacher's device.
 
     Raises:
-        InputError: Too few tokens or too little space on the disk, a basis that is unknown or does not go with a tied
-            head, a model whose blocks can't be run one at a time, or one whose activations are not finite.
+        InputError: Too few tokens, text that repeats itself or too little space on the disk; a basis that is unknown or
+            does not go with a tied head; a model whose blocks can't be run one at a time, or one whose weights or
+            activations are not finite.
     """
     _check(teacher, plan, batches, basis, share_head)
     batches = [ids.to(teacher.device) for ids in batches]
@@ -93,6 +95,7 @@ def _check(teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], basi
             "basis: `pca` does not go with a tied head: its gain between the stream and the head is not diagonal in "
             "principal components, and the head has no factor to absorb it; use `reads`, which decodes the tied head"
         )
+    check_inputs(teacher, batches)
     distinct = {row.tobytes(): len(row) for ids in batches for row in ids.cpu().numpy()}
     tokens, width = sum(distinct.values()), plan.teacher_width
     if tokens < width:
@@ -125,6 +128,7 @@ def calibrate(
     streams = Streams(Spool(batches), Spool(batches))
     streams.teacher.fill(runner.first_stream)
     statistics = stream_statistics(runner, plan, segments, trial.teacher_gain, last_norm, streams.teacher, step)
+    check_variety(statistics.covariance, plan.student_width)
     centered = last_norm is not None and last_norm.centers
     m = statistics.basis(basis, plan.student_width, centered).to(trial.student.device)
     pair = Pair(runner, student, trial, streams, m)
@@ -137,6 +141,7 @@ def calibrate(
         fit_block(pair, index, segments[index])
         step()
     _fit_head(pair, last_norm)
+    check_result(trial.result(), teacher)
     return trial.result()
 
 

@@ -27,6 +27,7 @@ from ..plan.layers import model_blocks
 from ..plan.roles import Plan
 from ..precision import to_float64
 from .calibration.blockwise import first_stream, watch_calls
+from .calibration.check import check_inputs, check_result
 from .calibration.norms import Norm, find_norms, outer_norms
 from .calibration.trial_student import TrialStudent, one_hot, round_to_one
 from .registry import StartInputs
@@ -54,12 +55,12 @@ def channels_start(
     Raises:
         InputError: There is no text, or the teacher's activations are not finite.
     """
-    rows = [row[None] for ids in batches for row in ids][:sequences]
-    if not rows:
-        raise InputError("calibration text: got no sequences; channels are chosen by activations, so give some text")
-    rows = [row.to(teacher.device) for row in rows]
+    check_inputs(teacher, batches)
+    rows = [row[None].to(teacher.device) for ids in batches for row in ids][:sequences]
     with evaluating(teacher):
-        return select(teacher, plan, rows, share_head)
+        found = select(teacher, plan, rows, share_head)
+    check_result(found, teacher)
+    return found
 
 
 @torch.no_grad()
@@ -79,6 +80,8 @@ def select_channels(teacher: PreTrainedModel, batches: Sequence[Tensor], count: 
         for ids in batches:
             teacher(input_ids=ids, use_cache=False)
     scores = torch.stack([torch.as_tensor(square).sqrt() for square in squares.values()]).mean(0)
+    if not scores.isfinite().all():
+        raise InputError("start: the teacher's activations overflow on this text; load the teacher in another dtype")
     return scores.topk(count).indices.sort().values
 
 
