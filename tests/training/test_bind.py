@@ -194,6 +194,28 @@ def test_a_fused_optimiser_s_scaler_that_has_seen_no_gradient_is_refused() -> No
         scaler.step(optimizer)
 
 
+def test_an_optimiser_that_was_bound_before_leaves_no_gradient_behind() -> None:
+    model = clone()
+    earlier = bind(AdamW(model.factors.parameters(), lr=1e-3), model.factors)  # of an earlier trainer, say
+    optimizer = bind(SGD(model.factors.parameters(), lr=1e-2), model.factors)
+    for seed in range(3):
+        model(batch(seed=seed)).loss.backward()
+        optimizer.step()
+        assert all(p.grad is None for p in model.factors.parameters())
+    assert not earlier.state
+    assert_same(model, stepped(lambda p: SGD(p, lr=1e-2)))
+
+
+def test_a_switch_between_a_pull_and_its_step_is_refused() -> None:
+    model = clone()
+    model(batch()).loss.backward()
+    model.factors.pull()
+    with pytest.raises(InputError, match="hold gradients"):
+        model.reparameterize({"ffn": "dense"})
+    model.factors.zero_grad()
+    model.reparameterize({"ffn": "dense"})
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

@@ -91,7 +91,7 @@ def reparameterize(
         current: Kind of each group of the plan.
 
     Raises:
-        InputError: As `check_kinds`, or a group would go back to `projected`.
+        InputError: As `check_kinds`, a group would go back to `projected`, or the factors hold gradients.
     """
     wanted = {**current, **check_kinds(plan, {**current, **kinds})}
     changed = {group for group in current if wanted[group] != current[group]}
@@ -100,6 +100,11 @@ def reparameterize(
             raise InputError(
                 f"parameterization.{group}: `{current[group]}` can't go back to projected; it can reach more"
             )
+    if changed and any(factor.grad is not None for factor in factors.parameters()):
+        raise InputError(
+            "parameterization: the factors hold gradients, which those that take their place would not have; let the "
+            "optimiser step, or call clone.factors.zero_grad(), before a switch"
+        )
     for role in plan.of_kind("read", "write", "bias"):
         if role.group in changed:
             _switch(factors, role, teacher[role.name], wanted[role.group])

@@ -180,13 +180,14 @@ def _take_gradients(optimizer: Optimizer, binding: _Binding) -> None:
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     binding = _BINDINGS[optimizer]
-    others = {
+    theirs = {
         id(p)
-        for other, theirs in _BINDINGS.items()
-        if other is not optimizer and theirs.factors is binding.factors
-        for p in theirs.held(other)
+        for other, their in _BINDINGS.items()
+        if other is not optimizer and their.factors is binding.factors
+        for p in their.held(other)
     }
-    binding.factors.zero_grad(keep=others)
+    # A factor that two optimisers hold is dropped too: its gradient was used.
+    binding.factors.zero_grad(keep=theirs - {id(p) for p in binding.held(optimizer)})
     binding.factors.push()
 
 
@@ -206,7 +207,10 @@ def refresh(optimizer: Optimizer, factors: Factors) -> None:
         raise InputError("refresh: this optimiser is not bound to these factors; bind it first")
     binding = _BINDINGS[optimizer]
     groups = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    homes = {name: groups.get(id(_ancestor(name, p, binding.before))) for name, p in factors.named_parameters()}
+    homes = {
+        name: groups[id(p)] if id(p) in groups else groups.get(id(_ancestor(name, p, binding.before)))
+        for name, p in factors.named_parameters()
+    }
     for index, group in enumerate(optimizer.param_groups):
         names = [name for name, home in homes.items() if home == index]
         group["params"][:] = [factors[name] for name in names]
@@ -219,11 +223,11 @@ def refresh(optimizer: Optimizer, factors: Factors) -> None:
 
 
 def _ancestor(name: str, factor: nn.Parameter, before: dict[str, nn.Parameter]) -> nn.Parameter:
-    """The earlier factor whose group this one belongs into: itself, that of its name, or the most alike."""
-    if any(factor is other for other in before.values()):
-        return factor
+    """The earlier factor in whose group a new one belongs: that of its name, or the most alike."""
+    if name in before:
+        return before[name]
     alike = [other for other, p in before.items() if (p.ndim > 1) == (factor.ndim > 1)] or list(before)
-    return before[max(alike, key=lambda other: (other == name, _common_start(other, name)))]
+    return before[max(alike, key=lambda other: _common_start(other, name))]
 
 
 def _common_start(one: str, other: str) -> int:
