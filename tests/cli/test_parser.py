@@ -100,6 +100,9 @@ EARLY = [
     ("train recipe.yaml training.max_steps=-5", "training.max_steps: got -5 (int), expected a whole number from 1 to"),
     ("train recipe.yaml --dry-run", "data.sources.0.path: no such file or folder as `text.txt`"),
     ("train recipe.yaml data.sources=[folder] data.sources.0.text_column=body", "data.sources.0.text_column: "),
+    ("train recipe.yaml training.output_dir=folder", "training.output_dir: `folder` is not empty and holds no run"),
+    ("train recipe.yaml training.bf16=true", "training.bf16: got true, expected false; the student's precision is"),
+    ("train recipe.yaml data.sources=[folder] teacher.model=./x", "teacher.model: no config.json in `./x`"),
     ("plan recipe.yaml student.hidden_size=1", "student.hidden_size: got 1 (int), expected a whole number from 4"),
     ("recipes nothing", "no recipe `nothing` comes with the library"),
 ]

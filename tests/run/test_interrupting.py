@@ -16,7 +16,7 @@ from commands import contents, lrc
 from safetensors.torch import load_file
 
 from lowrank_clone.run import execute
-from lowrank_clone.training.checkpoint import last_checkpoint
+from lowrank_clone.training.complete import last_checkpoint
 from lowrank_clone.training.trainer import CloneTrainer
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

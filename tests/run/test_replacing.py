@@ -17,7 +17,8 @@ from commands import contents, lrc, refused
 
 from lowrank_clone.errors import InputError
 from lowrank_clone.run import manifest
-from lowrank_clone.run.folder import NEW, check_apart, check_folder, take_place
+from lowrank_clone.run.folder import take_place
+from lowrank_clone.run.place import NEW, check_apart, check_folder
 from lowrank_clone.training import checkpoint
 
 

@@ -21,7 +21,8 @@ from lowrank_clone import CloneArguments, CloneModel, CloneTrainer, InputError
 from lowrank_clone.factors.bases import Core
 from lowrank_clone.factors.transfer import expected_links
 from lowrank_clone.training import manifest
-from lowrank_clone.training.checkpoint import last_checkpoint, load_clone, save_clone, start_clone
+from lowrank_clone.training.checkpoint import load_clone, save_clone, start_clone
+from lowrank_clone.training.complete import last_checkpoint
 from lowrank_clone.training.digest import CHUNK, digest_of
 
 OUT = "model.layers.0.self_attn.o_proj.weight"

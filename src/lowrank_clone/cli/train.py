@@ -12,7 +12,7 @@ from ..run.installed import with_installed_teacher
 def run(arguments: Namespace) -> None:
     """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume | --overwrite]`"""
     recipe = with_installed_teacher(load_recipe(arguments.recipe, arguments.overrides))
-    check_early(recipe)
+    check_early(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
 
     # Imported here: what was checked until now should not wait for PyTorch.
     from ..run.execute import execute

@@ -14,7 +14,8 @@ from ..plan.roles import Plan
 from ..recipe.method import choose_taps, clone_settings
 from ..recipe.schedule import kinds_at
 from ..recipe.schema import MethodConfig
-from ..training.checkpoint import STATE_FILE, check_plan, check_resumable
+from ..training.checkpoint import check_plan, check_resumable
+from ..training.complete import STATE_FILE
 from ..training.manifest import damage
 from ..training.stored import Stored, read_stored
 

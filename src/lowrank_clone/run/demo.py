@@ -23,10 +23,10 @@ from ..recipe.load import load_recipe
 from ..report.curves import draw_curves
 from ..training.metrics import read_metrics
 from .execute import Result, execute, make_trainer
-from .folder import check_folder
 from .installed import with_installed_teacher
-from .job import Job, check, output_folder
+from .job import Job, check
 from .manifest import holds_run, record
+from .place import check_folder, output_folder
 
 PROMPT = "This method returns a list of"
 SCRATCH_LEARNING_RATE = 1e-3

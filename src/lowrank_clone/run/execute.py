@@ -29,9 +29,10 @@ from ..training.saving import StartCheckpoint
 from ..training.trainer import CloneTrainer
 from .build import is_calibrated, make_clone
 from .export import CardFacts, export_student, teacher_license
-from .folder import RunFolder, disk_errors
+from .folder import RunFolder
 from .forecast import check_blocks
 from .job import Job, max_length
+from .place import disk_errors
 from .private import without_secrets
 from .record import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
 
@@ -56,8 +57,7 @@ class Result:
 def prepare_data(job: Job) -> Blocks:
     """Tokenised and packed blocks. Their labels are their ids, so the column is left out."""
     text = job.plan.teacher_config
-    with disk_errors("data: reading and caching", "make room, or set HF_DATASETS_CACHE to a folder on another disk"):
-        blocks = prepare(job.recipe.data, job.tokenizer, max_length=max_length(text), vocab_size=text.vocab_size)
+    blocks = prepare(job.recipe.data, job.tokenizer, max_length=max_length(text), vocab_size=text.vocab_size)
     return Blocks(
         blocks.train.select_columns("input_ids"), blocks.validation.select_columns("input_ids"), blocks.report
     )

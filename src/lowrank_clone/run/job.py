@@ -24,10 +24,10 @@ from ..recipe.schema import Recipe
 from ..recipe.student import check_student_overrides
 from ..recipe.training import training_arguments
 from ..training.arguments import CloneArguments
-from ..training.checkpoint import last_checkpoint
+from ..training.complete import last_checkpoint
 from ..training.stored import FACTORS_FILE
 from .continuing import check_beginning, check_going_on
-from .folder import check_apart, check_folder
+from .place import check_apart, check_folder, output_folder
 from .resolve import OF_A_START, WRITTEN, resolved
 from .resume import compare_recipes
 from .teachers import load_config, load_tokenizer
@@ -116,11 +116,6 @@ def max_length(config: PretrainedConfig) -> int | None:
     """The longest sequence that the teacher's config admits, or None where it names no limit."""
     limit = config.to_dict().get("max_position_embeddings")
     return int(limit) if limit is not None else None
-
-
-def output_folder(recipe: Recipe) -> Path:
-    """Where the run goes."""
-    return Path(str(recipe.training.arguments.get("output_dir", "runs/train"))).expanduser()
 
 
 def make_arguments(recipe: Recipe) -> CloneArguments:

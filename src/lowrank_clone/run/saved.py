@@ -15,7 +15,8 @@ from ..model import CloneModel
 from ..plan.roles import Plan
 from ..recipe.load import load_recipe
 from ..recipe.schema import Recipe
-from ..training.checkpoint import check_plan, complete_checkpoints, last_checkpoint, load_clone
+from ..training.checkpoint import check_plan, load_clone
+from ..training.complete import complete_checkpoints, last_checkpoint
 from ..training.metrics import read_metrics
 from .build import device_of, to_be_loaded, wrap
 from .continuing import FROM_SCRATCH

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ..errors import InputError
 from ..plan.architecture import decoder_config
 from ..recipe.schema import TeacherConfig
+from .located import is_gguf, local_teacher
 
 
 def load_config(teacher: TeacherConfig) -> PretrainedConfig:
@@ -24,7 +23,7 @@ def load_config(teacher: TeacherConfig) -> PretrainedConfig:
     """
     config = _load(AutoConfig.from_pretrained, teacher)
     decoder_config(config)
-    if not _is_gguf(teacher) and config.to_dict().get("quantization_config"):
+    if not is_gguf(teacher.model) and config.to_dict().get("quantization_config"):
         raise InputError(
             f"teacher.model: `{teacher.model}` is stored quantised; expected float32, bfloat16 or float16 weights, "
             "which are the basis of the student's; use the unquantised model or a GGUF file"
@@ -50,7 +49,7 @@ def load_teacher(teacher: TeacherConfig, dtype: torch.dtype, device: torch.devic
     model, info = _load(
         AutoModelForCausalLM.from_pretrained,
         teacher,
-        dtype=torch.float32 if _is_gguf(teacher) else dtype,  # GGUF tensors are dequantised to float32 in any case
+        dtype=torch.float32 if is_gguf(teacher.model) else dtype,  # GGUF tensors are dequantised to float32 in any case
         attn_implementation=teacher.attn_implementation,
         output_loading_info=True,
     )
@@ -61,7 +60,7 @@ def load_teacher(teacher: TeacherConfig, dtype: torch.dtype, device: torch.devic
         )
     model = _text_model(model)
     assert isinstance(model, PreTrainedModel)
-    if _is_gguf(teacher):
+    if is_gguf(teacher.model):
         # The weights are plain floats by now, and what is saved of them should say so.
         model.config.quantization_config = None
         del model.config.quantization_config
@@ -94,28 +93,14 @@ def _text_model(model: PreTrainedModel) -> PreTrainedModel:
     return text.eval()
 
 
-def _is_gguf(teacher: TeacherConfig) -> bool:
-    return teacher.model.endswith(".gguf")
-
-
 def _load(loader: Any, teacher: TeacherConfig, **options: Any) -> Any:
-    name = teacher.model
-    if _is_gguf(teacher):
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"teacher.model: no file `{name}`; expected a Hub id, a folder or a .gguf file")
-        if importlib.util.find_spec("gguf") is None:
-            raise InputError(
-                "teacher.model: reading a .gguf file needs the package gguf; pip install 'lowrank-clone[gguf]'"
-            )
-        name, options["gguf_file"] = str(path.parent), path.name
-    elif name.startswith((".", "/", "~")) or Path(name).exists():
-        path = Path(name).expanduser()
-        if not (path / "config.json").is_file():
-            raise InputError(f"teacher.model: no config.json in `{name}`; expected a Hub id, a folder or a .gguf file")
-        name = str(path)
-    else:
+    name, path = teacher.model, local_teacher(teacher.model)
+    if path is None:
         options["revision"] = teacher.revision
+    elif is_gguf(name):
+        name, options["gguf_file"] = str(path.parent), path.name
+    else:
+        name = str(path)
     try:
         return loader(name, **options)
     except InputError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,18 +16,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InputError
 from ..factors.parameterize import check_start
 from ..factors.transfer import expected_links, sources, transfer
 from ..model import CloneModel
 from ..plan.roles import Plan
+from .complete import STATE_FILE
 from .digest import digest_of
-from .manifest import damage, remove_files, seal, sealed_files
+from .manifest import damage, remove_files, seal
 from .stored import FACTORS_FILE, FORMAT, PLAN_FILE, Stored, read_stored
 
-STATE_FILE = "trainer_state.json"
 # What a run needs beside the clone to go on as if it had not stopped.
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", STATE_FILE)
 _log = logging.getLogger(__name__)
@@ -241,33 +239,6 @@ def readable(folder: str | Path) -> Iterator[None]:
         ) from error
 
 
-def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run whose files are what was written; damaged ones are named in a warning."""
-    for folder in _newest_first(Path(output_dir)):
-        wrong = damage(folder)
-        if wrong is None and STATE_FILE in sealed_files(folder):
-            return folder
-        _log.warning("%s is not used: %s", folder, wrong or f"it lists no {STATE_FILE}")
-    return None
-
-
-def complete_checkpoints(output_dir: str | Path) -> dict[int, Path]:
-    """The folders of a run's complete checkpoints by their step; their files are not read."""
-    folders = [folder for folder in _newest_first(Path(output_dir)) if STATE_FILE in sealed_files(folder)]
-    return {int(folder.name.rsplit("-", 1)[1]): folder for folder in reversed(folders)}
-
-
 def remove_checkpoint(folder: Path) -> None:
     """Delete what `CloneTrainer` wrote into a checkpoint's folder, and the folder if nothing else is in it."""
     remove_files(folder)
-
-
-def _newest_first(output_dir: Path) -> Iterable[Path]:
-    """Folders of checkpoints; one that was set aside (`manifest.replacing`) comes after the one in its place."""
-    pattern = re.compile(rf"(_?){PREFIX_CHECKPOINT_DIR}-(\d+)")
-    found = {
-        (int(match[2]), not match[1]): folder
-        for folder in (output_dir.iterdir() if output_dir.is_dir() else ())
-        if (match := pattern.fullmatch(folder.name)) and folder.is_dir()
-    }
-    return [found[key] for key in sorted(found, reverse=True)]

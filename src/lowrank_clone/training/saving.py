@@ -11,7 +11,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .checkpoint import complete_checkpoints, remove_checkpoint
+from .checkpoint import remove_checkpoint
+from .complete import complete_checkpoints
 
 
 class TimedCheckpoints(TrainerCallback):

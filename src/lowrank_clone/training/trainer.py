@@ -19,7 +19,8 @@ from ..model import CloneModel
 from ..objective.tokens import count_tokens
 from .arguments import CloneArguments
 from .batches import new_batches, tokens_of
-from .checkpoint import last_checkpoint, load_clone, readable, resume_clone, write_clone
+from .checkpoint import load_clone, readable, resume_clone, write_clone
+from .complete import last_checkpoint
 from .evaluation import evaluate_losses, non_finite, terms_of
 from .intake import check_optimizer, taken
 from .manifest import written_whole
