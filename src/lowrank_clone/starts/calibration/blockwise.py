@@ -189,6 +189,9 @@ def can_run_blockwise(model: PreTrainedModel, ids: Tensor) -> str | None:
             return f"`{name}` gives another output alone than inside the model"
         if index + 1 < len(calls) and not torch.equal(calls[index + 1][1].x, call.y):
             return f"the output of `{name}` is not the input of `{calls[index + 1][0]}`"
+    last = calls[-1][1].y
+    if runner.head_input(ids, last).shape[:-1] != last.shape[:-1]:
+        return "the LM head is given other positions than the last of them returns"
     return None
 
 

@@ -98,12 +98,16 @@ def outer_norms(norms: Mapping[str, Norm], blocks: Sequence[str]) -> tuple[Norm 
 
 
 def _vector_owners(plan: Plan) -> dict[str, list[Role]]:
-    """Modules that own vectors of the residual width and no matrix of it."""
+    """Modules that own vectors of the residual width and, they and all inside them, no matrix of it."""
     owners: dict[str, list[Role]] = {}
     for role in plan.of_kind("vector"):
         owners.setdefault(role.module, []).append(role)
     mixed = {role.module for role in plan.of_kind("read", "write", "bias")}
-    return {name: roles for name, roles in owners.items() if name not in mixed}
+    return {
+        name: roles
+        for name, roles in owners.items()
+        if not any(module == name or module.startswith(name + ".") for module in mixed)
+    }
 
 
 def _weight_and_bias(roles: Iterable[Role]) -> tuple[str | None, str | None]:
