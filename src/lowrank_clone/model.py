@@ -23,6 +23,7 @@ from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
 from .objective.objective import Objective
 from .objective.output import CloneOutput
+from .objective.padding import PaddingCheck
 from .objective.probe import probe_taps
 from .objective.taps import linear_of
 from .objective.tokens import count_tokens, counted
@@ -103,9 +104,11 @@ class CloneModel(FactoredModule):
         squares = TargetSquares(call_name(tap.name, i) for tap in self.taps for i in range(runs[tap.name].calls))
         self.target_squares = squares if objective.clone_normalization == "target" else None
         self._student_head = read_head(self.student)
+        self._padding = PaddingCheck(self.plan)
         self.vocab_size = len(self._student_head.weight)
         changed = self.probe.changed | probe_taps(self.student, (), self.plan.student_width).changed
         self._execution = Execution(teacher, self.student, self.plan, execution, changed)
+        self.train()
 
     @property
     def config(self) -> Any:
@@ -184,6 +187,7 @@ class CloneModel(FactoredModule):
 
     def _hidden_states(self, batch: Mapping[str, Tensor], compared: Comparison) -> tuple[Tensor, Tensor | None]:
         """The student's [n, d_S], and the teacher's [n, d_T] where there is a KL."""
+        self._padding.check(batch)
         inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
         inputs |= {"input_ids": batch["input_ids"].long(), "use_cache": False}
         teach = self.objective.kl_weight != 0 or self.objective.clone_weight != 0

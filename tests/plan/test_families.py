@@ -3,98 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, VOCAB, batch, tiny_model
+from tiny import FAMILIES, batch, tiny_model
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lowrank_clone.model import CloneModel
-from lowrank_clone.plan.families import survey_all
+from lowrank_clone.plan.architecture import decoder_config
+from lowrank_clone.plan.families import survey, survey_all
+from lowrank_clone.plan.layouts import layout_config
+from lowrank_clone.plan.tiny import tiny_config
+from lowrank_clone.plan.tiny import tiny_model as own_tiny_model
 from lowrank_clone.training.optim import bind
 
 WIDTH = 16
 
-# What a config calls its sizes, and a tiny one. Whatever a default config sets among these is shrunk, nothing is added.
-SIZES: dict[int, str] = {
-    VOCAB: "vocab_size vocab_size_per_layer_input",
-    24: "hidden_size",
-    40: "intermediate_size ffn_dim dim_ff dense_intermediate_size intermediate_size_mlp ffn_hidden_size",
-    20: "moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size shared_experts_intermediate_size "
-    "shared_intermediate_size moe_shared_expert_intermediate_size router_hidden_size",
-    32: "mamba_d_ssm lru_width",
-    8: "head_dim dim_head kv_channels index_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim "
-    "mamba_d_head mamba_head_dim hidden_size_per_layer_input qk_rope_head_dim qk_nope_head_dim v_head_dim kv_lora_rank "
-    "q_lora_rank query_pre_attn_scalar prompt_length prompt_types segment_types position_bias_num_buckets "
-    "block_multiple_of",
-    4: "num_attention_heads linear_num_heads mamba_n_heads mamba_num_heads index_n_heads linear_num_value_heads "
-    "mamba_d_state ssm_state_size state_size time_step_rank rotary_dim gated_norm_rank n_routed_experts num_experts "
-    "num_local_experts moe_num_experts",
-    2: "num_key_value_heads linear_num_key_heads mamba_n_groups n_groups num_experts_per_tok num_experts_per_token "
-    "moe_topk moe_k index_topk_blocks H_cycles L_cycles num_layers_per_stack max_window_layers zero_expert_num "
-    "eos_token_id",
-    64: "max_position_embeddings model_max_length original_max_position_embeddings floor_scale attention_chunk_size",
-    16: "sliding_window attention_window_size index_topk keep_window_size block_size index_block_size chunk_size "
-    "mamba_chunk_size qk_head_dim",
-    1: "n_group num_expert_group topk_group first_k_dense_replace num_dense_layers bos_token_id",
-    0: "pad_token_id num_nextn_predict_layers attention_dropout residual_dropout resid_pdrop embd_pdrop "
-    "input_jitter_noise router_jitter_noise",
-}
-SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
-# What the table can't know: sizes that depend on each other.
-EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "dots3_note_text": {"head_dim": 16},
-    "zaya": {"num_experts_per_tok": 1},
-}
 # Their forward pass needs a longer pattern of layers than the tiny one to generate; the teacher can't either.
 CAN_NOT_GENERATE = {"hrm_text", "recurrent_gemma"}
 
 
-def shrunken(default: PretrainedConfig) -> PretrainedConfig:
-    """A tiny config of any family, made from its default one: one layer of each kind, small numbers."""
-    config = default.get_text_config(decoder=True)
-    fields = config.to_dict()
-    small = {k: type(v)(SMALL[k]) if k in SMALL and type(v) in (int, float) else v for k, v in fields.items()}
-    depth = fields.get("num_hidden_layers") or fields.get("num_layers")
-    by_layer = {key: value for key, value in fields.items() if isinstance(value, list) and len(value) == depth}
-    if depth:
-        kinds = [tuple(str(value[i]) for key, value in by_layer.items() if key.endswith("types")) for i in range(depth)]
-        first = sorted({kind: i for i, kind in reversed(list(enumerate(kinds)))}.values())[:6]
-        layers = first if len(first) > 1 else [0, 1]
-        small |= {key: [value[i] for i in layers] for key, value in by_layer.items()}
-        small |= {key: len(layers) for key in ("num_hidden_layers", "num_layers") if key in fields}
-        varied = fields.get("per_layer_config") or {}
-        small["per_layer_config"] = {
-            str(place): {key: SMALL.get(key, value) for key, value in varied[str(i)].items()}
-            for place, i in enumerate(layers)
-            if str(i) in varied
-        }
-    if "head_dim" not in fields:
-        small["hidden_size"] = 32
-    if "kv_lora_rank" in fields:
-        small["num_key_value_heads"] = 4
-    small |= EXCEPTIONS.get(config.model_type, {})
-    for name in ("model_type", "architectures", "transformers_version", "_name_or_path"):
-        small.pop(name, None)
-    return type(config).from_dict({key: value for key, value in small.items() if key != "per_layer_config" or value})
-
-
 def random_model(family: str) -> PreTrainedModel:
-    """A tiny random model of any family of the installed transformers."""
-    torch.manual_seed(0)
-    config = shrunken(CONFIG_MAPPING[family]())
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
-            if not tensor.isfinite().all():  # left to be loaded
-                tensor.normal_(std=0.1)
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return model.eval()
+    """A tiny random model of any family of the installed transformers, of its published layout where one is listed."""
+    return own_tiny_model(tiny_config(decoder_config(layout_config(family))))
 
 
 def train(clone: CloneModel, steps: int, ids: torch.Tensor) -> list[float]:
@@ -150,6 +82,7 @@ def test_listed_families(family: str, tmp_path: Path) -> None:
 
 UNLISTED = [
     "cohere2",
+    "dots1",
     "deepseek_v3",
     "ernie4_5",
     "exaone4",
@@ -158,10 +91,12 @@ UNLISTED = [
     "glm4",
     "glm4_moe",
     "granitemoe",
-    "lfm2",
+    "hunyuan_v1_dense",
     "llama4_text",
     "longcat_flash",
     "mamba",
+    "ministral",
+    "nemotron",
     "nemotron_h",
     "olmo",
     "olmo3",
@@ -177,6 +112,13 @@ UNLISTED = [
 @pytest.mark.parametrize("family", UNLISTED)
 def test_families_that_nobody_listed(family: str, tmp_path: Path) -> None:
     assert_a_full_round(random_model(family), tmp_path)
+
+
+@pytest.mark.parametrize("family", ["lfm2", "lfm2_moe"])
+def test_a_type_is_judged_by_its_published_layout(family: str) -> None:
+    found = survey(family)  # the default config has attention layers only
+    assert not found.supported and "convolves the residual stream" in found.reason
+    assert found.layout.startswith("LiquidAI/")
 
 
 @pytest.mark.slow

@@ -16,8 +16,7 @@ VOCAB = 96
 _SIZES: dict[int, str] = {
     VOCAB: "vocab_size vocab_size_per_layer_input",
     24: "hidden_size n_embd d_model",
-    40: "intermediate_size ffn_dim dim_ff dense_intermediate_size intermediate_size_mlp ffn_hidden_size "
-    "block_ff_dim",
+    40: "intermediate_size ffn_dim dim_ff dense_intermediate_size intermediate_size_mlp ffn_hidden_size block_ff_dim",
     20: "moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size shared_experts_intermediate_size "
     "shared_intermediate_size moe_shared_expert_intermediate_size router_hidden_size",
     32: "mamba_d_ssm lru_width",
@@ -60,11 +59,22 @@ def tiny_config(config: PretrainedConfig, **changes: Any) -> PretrainedConfig:
         small["num_experts_per_tok"] = 1
     for transient in ("model_type", "architectures", "transformers_version", "_name_or_path", "quantization_config"):
         small.pop(transient, None)
-    return type(config).from_dict({**small, **changes})
+    small |= changes
+    try:
+        return type(config).from_dict(dict(small))
+    except Exception:  # some configs insist that latent heads are as wide as the others
+        rotary, other = fields.get("qk_rope_head_dim"), fields.get("qk_nope_head_dim")
+        if not (rotary and other and "head_dim" in fields):
+            raise
+        return type(config).from_dict({**small, "head_dim": _TINY["qk_rope_head_dim"] + _TINY["qk_nope_head_dim"]})
 
 
-def tiny_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A random float32 model of a tiny config, in eval mode; no parameter is left at a start such as 0 or 1."""
+def tiny_model(config: PretrainedConfig, seed: int = 0, noise: float = 0.05) -> PreTrainedModel:
+    """A random float32 model of a tiny config, in eval mode.
+
+    `noise` is added to every parameter, so that none is left at a start such as 0 or 1; more of it makes a model whose
+    parts depend more on each other.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
@@ -73,7 +83,7 @@ def tiny_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
                 if not tensor.isfinite().all():  # memory that a checkpoint would fill
                     tensor.normal_(std=0.1)
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+                parameter.add_(torch.randn_like(parameter), alpha=noise)
     return model.eval()
 
 

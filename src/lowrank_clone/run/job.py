@@ -23,6 +23,7 @@ from ..recipe.method import check_method
 from ..recipe.schema import Recipe
 from ..recipe.student import check_student_overrides
 from ..recipe.training import training_arguments
+from ..starts.calibration.foresee import can_calibrate
 from ..training.arguments import CloneArguments
 from ..training.complete import last_checkpoint
 from ..training.stored import FACTORS_FILE
@@ -109,6 +110,12 @@ def plan_of(recipe: Recipe, max_steps: int | None = None) -> Plan:
     check_student_overrides(recipe.student.overrides, decoder_config(config).to_dict())
     plan = make_plan(config, recipe.student.hidden_size, recipe.student.overrides)
     check_method(plan, recipe.method, max_steps)
+    starts_there = recipe.method.baseline is None and recipe.method.start_from is None
+    if recipe.method.init == "calibrated" and starts_there and (reason := can_calibrate(plan)):
+        raise InputError(
+            f"method.init: got calibrated, which `{plan.teacher_config.model_type}` can't have: its blocks can't be "
+            f"run one at a time ({reason}); use channels or random"
+        )
     return plan
 
 
