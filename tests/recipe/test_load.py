@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 
 from lowrank_clone.errors import InputError
 from lowrank_clone.recipe.load import dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from lowrank_clone.recipe.messages import ALIASES
 from lowrank_clone.recipe.schema import Recipe, StudentConfig
 from lowrank_clone.recipe.student import check_student_overrides
 from lowrank_clone.recipe.training import check_training_argument, training_arguments
@@ -316,6 +317,11 @@ def test_unknown_key_suggests_the_nearest(recipe_file: Path, override: str, sugg
     message = error_of(recipe_file, override)
     assert message.startswith("unknown key `")
     assert message.endswith(f"; did you mean `{suggestion}`?")
+
+
+@pytest.mark.parametrize(("alias", "key"), ALIASES.items())
+def test_what_others_call_a_field_is_found(recipe_file: Path, alias: str, key: str) -> None:
+    assert error_of(recipe_file, f"training.{alias}=1").endswith(f".{key}`?")
 
 
 def test_unknown_key_example_of_the_documentation(recipe_file: Path) -> None:
