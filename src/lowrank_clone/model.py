@@ -17,6 +17,7 @@ from .factors.links import Targets, link_all
 from .factors.module import FactoredModule, Successors
 from .factors.parameterize import check_kinds, reparameterize
 from .factors.student import build_student, check_teacher
+from .factors.teacher import as_type
 from .objective.batch import IGNORED, checked_batch, checked_count
 from .objective.comparison import Comparison, TargetSquares, call_name
 from .objective.head import read_head
@@ -81,7 +82,7 @@ class CloneModel(FactoredModule):
         self.objective = objective = replace(objective or Objective(), **terms)
         check_teacher(teacher)
         self.plan = make_plan(teacher.config, hidden_size, student)
-        self.teacher = teacher.requires_grad_(False).eval()
+        self.teacher = teacher = as_type(teacher, self.plan.teacher_config).requires_grad_(False).eval()
         wanted = [tap for tap in self.plan.taps if objective.clone_weight != 0 and (taps is None or taps(tap))]
         self._teacher_head = read_head(teacher)
         self.probe = probe_taps(teacher, self.plan.taps, self.plan.teacher_width)

@@ -6,7 +6,6 @@ Nothing here or anywhere else knows a family: it reads declarations that every m
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,9 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from ..errors import InputError
 from ..hooks import PassLeft, hooked, leave_pass
-from .equivalent import equivalent_config
 from .layers import model_blocks
-from .noise import training_noise
 
 
 def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -37,54 +34,11 @@ def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
         raise InputError(f"teacher of type `{kind}` has no causal language model in the installed transformers")
     if type(text) in MODEL_FOR_MASKED_LM_MAPPING and text.to_dict().get("is_decoder") is False:
         raise InputError(f"teacher of type `{kind}` is an encoder; expected a decoder-only language model")
-    if _width_field(text) not in text.to_dict():
+    if width_field(text) not in text.to_dict():
         raise InputError(
             f"teacher of type `{kind}` has no `hidden_size` in its config, so its residual width is unknown"
         )
     return text
-
-
-def student_config(
-    teacher: PretrainedConfig,
-    hidden_size: int,
-    overrides: Mapping[str, Any] | None = None,
-    explicit_head_dim: bool = True,
-) -> PretrainedConfig:
-    """The teacher's config at residual width `hidden_size`, with every head kept at its own width.
-
-    A family that has no `head_dim` of its own divides `hidden_size` by the heads, so the teacher's quotient is written
-    down; the few that mean something else by the field are planned without (`explicit_head_dim`).
-    """
-    fields = teacher.to_dict()
-    width = teacher.hidden_size
-    if type(hidden_size) is not int or hidden_size < 1:
-        raise InputError(f"student.hidden_size: got {hidden_size!r}, expected a positive integer")
-    if hidden_size >= width:
-        raise InputError(
-            f"student.hidden_size: got {hidden_size}, expected less than the teacher's {width}; "
-            "a clone is narrower than its teacher"
-        )
-    for key in overrides or {}:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise InputError(f"student.{key}: no such field in the config of `{teacher.model_type}`{hint}")
-    for key, value in training_noise(overrides or {}).items():
-        raise InputError(f"student.{key}: got {value:g}, expected 0; a clone is trained without dropout and jitter")
-    if explicit_head_dim and fields.get("head_dim") is None and fields.get("num_attention_heads"):
-        fields["head_dim"] = width // fields["num_attention_heads"]
-    fields.update(overrides or {})
-    fields[_width_field(teacher)] = hidden_size
-    for transient in ("quantization_config", "_name_or_path", "architectures"):
-        fields.pop(transient, None)
-    try:
-        # Through `from_dict`, so that what is planned is what a reader of the saved config.json will build.
-        return type(teacher).from_dict(dict(fields))
-    except Exception as error:  # each family's config refuses in its own way
-        same = equivalent_config(type(teacher), fields)
-        if same is None:
-            raise _cannot_build(teacher.model_type, hidden_size, error) from error
-        return same
 
 
 def on_meta(config: PretrainedConfig) -> PreTrainedModel:
@@ -96,15 +50,18 @@ def on_meta(config: PretrainedConfig) -> PreTrainedModel:
                 copy.deepcopy(config), attn_implementation="eager", experts_implementation="eager"
             )
     except Exception as error:  # and so does each family's model
-        raise _cannot_build(config.model_type, config.hidden_size, error) from error
+        raise cannot_build(config.model_type, config.hidden_size, error) from error
 
 
-def _cannot_build(model_type: str, hidden_size: int, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
+def cannot_build(model_type: str, hidden_size: int, error: BaseException) -> InputError:
+    """The error of a config or model that its family refuses to make at this width."""
+    while error.__cause__ is not None:  # validators wrap what they have to say
+        error = error.__cause__
+    reason = " ".join(str(error).split()).rstrip(".")
     return InputError(f"`{model_type}` can't be built with hidden_size={hidden_size}: {type(error).__name__}: {reason}")
 
 
-def _width_field(config: PretrainedConfig) -> str:
+def width_field(config: PretrainedConfig) -> str:
     """The field that this config stores its residual width in (`n_embd` for some)."""
     return str(config.attribute_map.get("hidden_size", "hidden_size"))
 
@@ -140,3 +97,13 @@ def _trial(model: PreTrainedModel) -> str:
         # What does not fit raises a plain RuntimeError; anything else is a matter of the meta device.
         return " ".join(str(error).split()) if type(error) is RuntimeError else ""
     return ""
+
+
+def few_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields with few layers: two, or one of every kind that its lists with an entry a layer tell apart."""
+    count = fields["num_hidden_layers"]
+    lists = {key: v for key, v in fields.items() if isinstance(v, (list, tuple)) and len(v) == count}
+    kinds = [repr([values[i] for values in lists.values()]) for i in range(count)]
+    chosen = sorted({kinds.index(kind) for kind in kinds} | set(range(min(2, count))))
+    few = {key: [values[i] for i in chosen] for key, values in lists.items()}
+    return {**fields, **few, "num_hidden_layers": len(chosen)}

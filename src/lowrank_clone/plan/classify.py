@@ -15,7 +15,8 @@ Anything else is an error: the family ties another width to `hidden_size`, or de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -24,9 +25,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
-from .architecture import check_runs, decoder_config, on_meta, student_config
+from .advice import advice
+from .architecture import check_runs, decoder_config, on_meta
 from .layers import Groups
 from .roles import Plan, Role, RoleKind, TapSpec
+from .student_config import check_request, configs
 
 
 def check_counterparts(
@@ -112,14 +115,28 @@ def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[st
         InputError: The teacher is no decoder language model, `hidden_size` or an override is not usable, or a
             parameter fits no role.
     """
-    teacher = decoder_config(teacher)
-    reference = on_meta(teacher)
+    teacher, overrides = decoder_config(teacher), overrides or {}
+    check_request(teacher, hidden_size, overrides)
+    try:
+        return _plan(teacher, hidden_size, overrides)
+    except InputError as refusal:
+        own_type = functools.partial(_plan, ways=((True, False), (False, False)))
+        raise InputError(f"{refusal}{advice(teacher, hidden_size, overrides, own_type)}") from refusal
+
+
+def _plan(
+    teacher: PretrainedConfig,
+    hidden_size: int,
+    overrides: Mapping[str, Any],
+    ways: Iterable[tuple[bool, bool]] = ((True, True), (False, False)),
+) -> Plan:
+    """`ways` to write the configs are tried in turn: with `head_dim` explicit or not, with other types or not."""
     refusals = []
-    for explicit in (True, False):
+    for explicit_head_dim, other_types in ways:
         try:
-            config = student_config(teacher, hidden_size, overrides, explicit_head_dim=explicit)
-            student = on_meta(config)
-            plan = Plan(teacher, config, *_classify(reference, student, teacher.hidden_size, hidden_size))
+            wide, narrow = configs(teacher, hidden_size, overrides, explicit_head_dim, other_types)
+            reference, student = on_meta(wide), on_meta(narrow)
+            plan = Plan(wide, narrow, *_classify(reference, student, teacher.hidden_size, hidden_size))
             check_runs(reference, student)
             return plan
         except InputError as refusal:

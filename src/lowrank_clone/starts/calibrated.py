@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..factors.teacher import as_type
 from ..hooks import evaluating
 from ..objective.head import read_head
 from ..plan.layers import model_blocks
@@ -80,6 +81,7 @@ def calibrated_start(
             does not go with a tied head; a model whose blocks can't be run one at a time, or one whose weights or
             activations are not finite.
     """
+    teacher = as_type(teacher, plan.teacher_config)
     _check(teacher, plan, batches, basis, share_head)
     batches = [ids.to(teacher.device) for ids in batches]
     steps = 2 * len(model_blocks(teacher))

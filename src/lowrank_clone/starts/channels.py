@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..factors.teacher import as_type
 from ..hooks import evaluating
 from ..objective.head import read_head
 from ..plan.layers import model_blocks
@@ -55,6 +56,7 @@ def channels_start(
     Raises:
         InputError: There is no text, or the teacher's activations are not finite.
     """
+    teacher = as_type(teacher, plan.teacher_config)
     check_inputs(teacher, batches)
     rows = [row[None].to(teacher.device) for ids in batches for row in ids][:sequences]
     with evaluating(teacher):
