@@ -316,12 +316,18 @@ def retold(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plan: plan.pop("kinds") and None, "plan.json is damaged: `kinds` is missing"),
-        (lambda plan: plan.update(more=1), "plan.json is damaged: more keys"),
+        (lambda plan: plan.pop("kinds") and None, "plan.json is damaged: `kinds`: field required"),
+        (lambda plan: plan.update(more=1), "plan.json is damaged: `more`: unexpected"),
+        (lambda plan: plan.update(kinds=[]), "plan.json is damaged: `kinds`: input should be"),
+        (lambda plan: plan["kinds"].update(ffn="thin"), "plan.json is damaged: `kinds.ffn`: string should"),
+        (lambda plan: plan["kinds"].pop("ffn") and None, "its groups are"),
+        (lambda plan: plan["links"].pop("lm_head.weight") and None, "`factor:lm_head.weight` generates nothing"),
+        (lambda plan: plan["links"].update(a="b"), "`factor:b` is not stored"),
+        (lambda plan: plan.update(student_width="16"), "plan.json is damaged: `student_width`"),
         (lambda plan: plan.update(format=1), "plan.json has format 1, expected 2; another version"),
         (lambda plan: plan.pop("format") and None, "plan.json has format None, expected 2"),
         (lambda plan: [plan], "plan.json has format None, expected 2"),
-        (lambda plan: plan["tensors"].append("factor:a"), "factors.safetensors lacks `factor:a`"),
+        (lambda plan: plan["tensors"].append("factor:a"), "plan.json is damaged: `factor:a` generates nothing"),
     ],
 )
 def test_a_plan_of_another_version_is_refused(change: Any, message: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError
-from ..factors.parameterize import check_start
+from ..factors.parameterize import check_kinds, check_start
 from ..factors.transfer import expected_links, sources, transfer
 from ..model import CloneModel
 from ..plan.roles import Plan
@@ -87,6 +87,10 @@ def load_clone(clone: CloneModel, folder: Path) -> None:
                 f"{folder}: it has no running mean squares of these taps' targets, as its run had another "
                 f"method.{which}; go on with the same one, or begin a new run from it (method.start_from)"
             )
+        shapes = {"mean": (count := len(clone.target_squares.names),), "sum": (count + 1,)}
+        for name, value in squares.items():
+            if tuple(value.shape) != shapes.get(name) or not value.isfinite().all():
+                raise InputError(f"{folder}: its running mean squares (`{name}`) are damaged; use another checkpoint")
     _load_factors(clone, folder, stored, tensors)
     if clone.target_squares is not None:
         clone.target_squares.load_state_dict(squares, clone.student.device)
@@ -162,6 +166,10 @@ def check_plan(plan: Plan, folder: Path, *, scratch: bool = False) -> None:
     for name in sorted(set(theirs["roles"]) | set(ours["roles"])):
         if theirs["roles"].get(name) != ours["roles"].get(name):
             raise InputError(f"{folder}: its parameter `{name}` differs from this run's; expected the same teacher")
+    if set(theirs["kinds"]) != (groups := set(check_kinds(plan, {}))):
+        raise InputError(
+            f"{folder}: its groups are {', '.join(theirs['kinds'])}, this run's {', '.join(sorted(groups))}"
+        )
     if theirs["scratch"] != scratch:
         kinds = {True: "from scratch (method.baseline)", False: "a clone"}
         raise InputError(f"{folder}: its student is {kinds[theirs['scratch']]}, this run's is {kinds[scratch]}")
@@ -178,10 +186,10 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
 
 
 def check_resumable(folder: Path) -> None:
-    """Refuse a checkpoint that holds no optimiser to go on with.
+    """Refuse a checkpoint that holds no optimiser to go on with, or does not say at which step it was.
 
     Raises:
-        InputError: A file of the trainer's is missing.
+        InputError: A file of the trainer's is missing, or its state is damaged.
     """
     for name in TRAINER_FILES:
         if not (folder / name).is_file():
@@ -189,6 +197,12 @@ def check_resumable(folder: Path) -> None:
                 f"{folder}: it holds no {name} (training.save_only_model leaves it out), so its run can't go on; begin "
                 "a new run from it (method.start_from)"
             )
+    try:
+        step = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{folder}: {STATE_FILE} is damaged; use another checkpoint") from error
+    if not isinstance(step, int):
+        raise InputError(f"{folder}: {STATE_FILE} is damaged: its global_step is {step!r}; use another checkpoint")
 
 
 def _read(folder: Path) -> Stored:
