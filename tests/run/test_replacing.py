@@ -17,6 +17,7 @@ from commands import contents, lrc, refused
 
 from lowrank_clone.errors import InputError
 from lowrank_clone.run import manifest
+from lowrank_clone.run.disk import disk_errors
 from lowrank_clone.run.folder import take_place
 from lowrank_clone.run.place import NEW, check_apart, check_folder
 from lowrank_clone.training import checkpoint
@@ -278,3 +279,19 @@ def test_old_checkpoints_go_by_number_and_never_another_folder(recipe: Path, run
     kept = sorted(path.name for path in run.glob("checkpoint-*"))
     assert kept == ["checkpoint-1", "checkpoint-4", "checkpoint-6", "checkpoint-notes"]
     assert torch.load(run / "checkpoint-6" / "scheduler.pt", weights_only=True)["last_epoch"] == 6
+
+
+def test_a_second_error_does_not_hide_a_full_disk() -> None:
+    """As when a library fails once more while it closes its files."""
+
+    def closing() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/cache/a.arrow")
+        finally:
+            raise ValueError("I/O operation on closed file")
+
+    message = r"^data: `/cache/a.arrow` No space left on device; make room$"
+    with pytest.raises(InputError, match=message), disk_errors("data", "make room"):
+        closing()
+    with pytest.raises(KeyError), disk_errors("data"):
+        raise KeyError("another mistake")

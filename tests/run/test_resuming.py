@@ -18,10 +18,11 @@ from lowrank_clone import load_run
 from lowrank_clone.errors import InputError
 from lowrank_clone.objective.evaluate import language_loss
 from lowrank_clone.recipe.fields import training_fields
-from lowrank_clone.recipe.load import load_recipe
+from lowrank_clone.recipe.load import dump_recipe, load_recipe
 from lowrank_clone.recipe.schema import SECTIONS
 from lowrank_clone.run.execute import prepare_data
 from lowrank_clone.run.job import check, make_arguments
+from lowrank_clone.run.private import without_secrets
 from lowrank_clone.run.record import read_results
 from lowrank_clone.run.resolve import resolved
 from lowrank_clone.run.resume import RULES
@@ -142,22 +143,38 @@ def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, capsys, 
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
 
 
-SECRETS = {"training.hub_token": "hf_madeUpForThisTest0000", "training.hub_model_id": "me/hf_anotherOneOfThese00"}
+def test_a_recipe_is_written_without_its_secrets(recipe: Path) -> None:
+    given = {
+        "training.run_name": "with-plain-text-secret",
+        "training.lr_scheduler_kwargs": "{token: plain-text-secret, api_key: another-secret, steps: 3}",
+        "teacher.revision": "hf_madeUpForThisTest0000",
+        "data.sources.0.path": "https://me:my-password@example.org/a.jsonl",
+    }
+    written = without_secrets(load_recipe(str(recipe), [f"{key}={value}" for key, value in given.items()]))
+    text = dump_recipe(written)
+    for secret in ("plain-text-secret", "another-secret", "hf_", "my-password"):
+        assert secret not in text
+    assert written.training.arguments["lr_scheduler_kwargs"] == {"steps": 3}
+    assert (written.training.arguments["run_name"], written.teacher.revision) == ("with-(hidden)", "(hidden)")
+    assert written.data.sources[0].path == "https://example.org/a.jsonl"
+    kept = load_recipe(str(recipe), ["training.seed=3", "method.calibration.tokens=5"])  # no secret has this name
+    assert without_secrets(kept) == kept
 
 
 def test_no_file_of_a_run_holds_a_secret_or_a_card_a_path(
-    recipe: Path, tmp_path: Path, teacher: Path, monkeypatch
+    recipe: Path, tmp_path: Path, teacher: Path, capsys, monkeypatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_ofTheEnvironment000000")
-    overrides = [f"{key}={value}" for key, value in SECRETS.items()]
-    assert lrc("train", recipe, *overrides) == 0
+    message = refused(capsys, "train", recipe, "training.hub_token=hf_madeUpForThisTest0000")
+    assert "training.hub_token" in message and "madeUp" not in message
+    assert lrc("train", recipe, "training.run_name=of-hf_anotherOneOfThese00") == 0
     assert lrc("export", tmp_path / "run", tmp_path / "out") == 0
     for file in [*(tmp_path / "run").rglob("*"), *(tmp_path / "out").rglob("*")]:
         data = file.read_bytes() if file.is_file() else b""
-        assert not any(secret in data for secret in (b"hf_", b"madeUp", b"anotherOne"))
+        assert not any(secret in data for secret in (b"hf_", b"anotherOne", b"ofTheEnvironment"))
         if {"student", "out"} & set(file.parts):
             assert str(tmp_path).encode() not in data and str(teacher).encode() not in data
-    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")).training.arguments["hub_model_id"] == "me/(hidden)"
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")).training.arguments["run_name"] == "of-(hidden)"
 
 
 def test_files_are_as_the_umask_says_and_the_config_is_the_teacher_s(run: Path, teacher: Path) -> None:
@@ -243,6 +260,16 @@ def test_what_a_resumed_run_may_change(recipe: Path, run: Path, override: str, r
     said = [record.getMessage() for record in caplog.records if record.name == "lowrank_clone"]
     assert any("training.max_steps: got 3, the run to resume has 2" in line for line in said)
     assert any(f"{key}: got" in line for line in said) == (rule == "said")
+
+
+def test_a_longer_run_follows_the_longer_schedule(recipe: Path, tmp_path: Path) -> None:
+    """Not the rate 0 with which the shorter one ended: 1e-3 falls linearly to 0 over six steps."""
+    options = ("training.lr_scheduler_type=linear", "training.warmup_steps=0")
+    assert lrc("train", recipe, *options, "training.max_steps=3") == 0
+    assert lrc("train", recipe, *options, "training.max_steps=6", "--resume") == 0
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "run") if "lm" in line]
+    expected = [1e-3 * (3 - step) / 3 for step in range(3)] + [1e-3 * (6 - step) / 6 for step in range(3, 6)]
+    assert rates == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("change", ["other", "grown", "one letter"])

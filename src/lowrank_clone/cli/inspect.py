@@ -15,9 +15,9 @@ from ..inspection.inspect import inspect_pair
 from ..inspection.page import RunFacts, write_page
 from ..inspection.sheets import sheets
 from ..run.build import make_clone
+from ..run.disk import disk_errors
 from ..run.execute import prepare_data
 from ..run.manifest import INSPECT_FILES, record, refuse_inside, set_aside
-from ..run.place import disk_errors
 from ..run.saved import clone_of, job_of, open_run
 from ..training.checkpoint import load_clone
 from .tables import console, print_sheet, quiet_bars

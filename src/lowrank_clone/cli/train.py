@@ -22,6 +22,10 @@ def run(arguments: Namespace) -> None:
 
     quiet_bars()
     job = check(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
+    console.quiet = job.arguments.process_index > 0
+    if job.finished is not None:
+        console.print(job.finished)
+        return
     expected = forecast(job)
     if arguments.dry_run:
         cost = print_plan(recipe, job.plan)
@@ -31,9 +35,6 @@ def run(arguments: Namespace) -> None:
             for line in time_lines(cost, expected.tokens, job.arguments.device, job.plan.teacher_width):
                 console.print(line)
         console.print("Everything that can be checked without weights is in order; nothing was run.")
-        return
-    if job.finished is not None:
-        console.print(job.finished)
         return
     result = execute(job, console)
     before = "" if result.before is None else f"{result.before.loss:.4f} -> "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -28,11 +29,11 @@ from ..training.metrics import MetricsFile, read_metrics
 from ..training.saving import StartCheckpoint
 from ..training.trainer import CloneTrainer
 from .build import is_calibrated, make_clone
+from .disk import disk_errors
 from .export import CardFacts, export_student, teacher_license
 from .folder import RunFolder
 from .forecast import check_blocks
 from .job import Job, max_length
-from .place import disk_errors
 from .private import without_secrets
 from .record import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
 
@@ -57,7 +58,8 @@ class Result:
 def prepare_data(job: Job) -> Blocks:
     """Tokenised and packed blocks. Their labels are their ids, so the column is left out."""
     text = job.plan.teacher_config
-    blocks = prepare(job.recipe.data, job.tokenizer, max_length=max_length(text), vocab_size=text.vocab_size)
+    with disk_errors("data: reading and caching", "make room, or set HF_DATASETS_CACHE to a folder on another disk"):
+        blocks = prepare(job.recipe.data, job.tokenizer, max_length=max_length(text), vocab_size=text.vocab_size)
     return Blocks(
         blocks.train.select_columns("input_ids"), blocks.validation.select_columns("input_ids"), blocks.report
     )
@@ -77,10 +79,8 @@ def execute(job: Job, console: Console) -> Result:
 
 
 def _execute(job: Job, folder: RunFolder, interruption: Interruption, console: Console) -> Result:
-    for remark in job.remarks:
-        _log.warning("--resume: %s", remark)
-    if job.arguments.world_size > 1:
-        torch.distributed.barrier()  # all have looked at the folder before one writes into it
+    _say(job.remarks, folder)
+    _wait(job)  # all have looked at the folder before one writes into it
     texts = {"recipe.yaml": dump_recipe(without_secrets(job.recipe)), "versions.json": _versions(None)}
     folder.begin(texts)
     console.print(f"Teacher {job.recipe.teacher.model} -> student of {job.plan.student_width} channels")
@@ -95,13 +95,14 @@ def _execute(job: Job, folder: RunFolder, interruption: Interruption, console: C
     results = measure_data(blocks)
     if job.checkpoint is not None:
         results, said = carry_over(read_results(job.checkpoint.parent), results, _state(job.checkpoint).global_step)
-        for line in said:
-            _log.warning("--resume: %s", line)
+        _say(said, folder)
     clone = make_clone(job, blocks)
     if job.checkpoint is not None:
         load_clone(clone, job.checkpoint)  # which refuses another teacher's, before anything is written
+        _wait(job)
         with disk_errors(f"could not write into `{job.folder}`"):
             checkpoint = folder.take_place()
+            _wait(job)
             folder.write("recipe.yaml", texts["recipe.yaml"])
             folder.write("versions.json", _versions(job.folder / "versions.json"))
         job = replace(job, checkpoint=checkpoint)
@@ -121,8 +122,7 @@ def _train(
     teacher = results.teacher or language_loss(clone.teacher, blocks.validation, size)
     results = replace(results, teacher=teacher)
     console.print(f"  validation loss of the teacher: {teacher.loss:.4f} nats/token")
-    advice = "make room on the disk and go on with --resume"
-    with disk_errors(f"could not write into `{folder.path}`", advice):
+    with disk_errors(f"could not write into `{folder.path}`", folder.after_a_full_disk):
         folder.write(RESULTS_FILE, dump_results(results))
         job.arguments.output_dir = str(folder.path)
         trainer = make_trainer(job, clone, blocks)
@@ -200,6 +200,17 @@ def finish(job: Job, folder: RunFolder, clone: CloneModel, facts: CardFacts) -> 
     levels = {"teacher": facts.losses["teacher"]}
     draw_curves(read_metrics(folder.path / "metrics.jsonl"), folder.path / "curves.png", levels)
     folder.add([folder.path / "curves.png"])
+
+
+def _say(lines: Iterable[str], folder: RunFolder) -> None:
+    for line in lines if folder.leader else ():
+        _log.warning("--resume: %s", line)
+
+
+def _wait(job: Job) -> None:
+    """For all processes."""
+    if job.arguments.world_size > 1:
+        torch.distributed.barrier()
 
 
 def _step_of_the_student(trainer: CloneTrainer) -> int:

@@ -18,8 +18,8 @@ from ..model import CloneModel
 from ..recipe.load import dump_recipe
 from ..recipe.schema import Recipe
 from ..training.checkpoint import respect_umask
+from .disk import disk_errors
 from .manifest import set_aside
-from .place import disk_errors
 from .private import for_a_card
 from .saved import clone_of, open_run
 from .teachers import load_tokenizer

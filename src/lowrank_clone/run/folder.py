@@ -17,8 +17,9 @@ from ..training.complete import complete_checkpoints
 from ..training.manifest import seal
 from ..training.metrics import MetricsFile
 from ..training.trainer import CloneTrainer
+from .disk import disk_errors, shown_path
 from .manifest import MANIFEST_FILE, RUN_FILES, our_files, record, remove
-from .place import NEW, disk_errors, shown_path
+from .place import NEW
 
 
 class RunFolder:
@@ -70,6 +71,12 @@ class RunFolder:
     def add(self, files: Iterable[Path]) -> None:
         """Note files that were just written as this run's."""
         record(self.path, files)
+
+    def after_a_full_disk(self) -> str:
+        """What to do about a disk that was full while the run went."""
+        again = "go on with --resume" if complete_checkpoints(self.path) else "begin again"
+        kept = f"; the run in {self.folder} is as it was" if self.replaces else ""
+        return f"make room on the disk and {again}{kept}"
 
     def how_to_go_on(self) -> str:
         """What is on the disk, and what to do with it, for somebody who stopped the run."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from ..errors import InputError, one_line
+from ..errors import InputError
 from ..recipe.schema import Recipe
 from ..training.complete import last_checkpoint
+from .disk import disk_errors, shown_path
 from .manifest import RUN_FILES, holds_run, refuse_strangers
 
 NEW = ".new-run"  # where a run writes that is to replace the one in its folder, until it has trained
@@ -21,17 +19,6 @@ LONGEST_PATH = 3900  # bytes of a folder's path, so that what is written below i
 def output_folder(recipe: Recipe) -> Path:
     """Where the run goes."""
     return Path(str(recipe.training.arguments.get("output_dir", "runs/train"))).expanduser()
-
-
-@contextmanager
-def disk_errors(doing: str, advice: str = "") -> Iterator[None]:
-    """Turn an error of the disk into one line: what was being done, the system's reason, and what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:300]
-        where = f" `{error.filename}`" if isinstance(error, OSError) and error.filename else ""
-        raise InputError(f"{doing}:{where} {reason}{f'; {advice}' if advice else ''}") from error
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool, also: Iterable[str] = ()) -> Path | None:
@@ -137,8 +124,3 @@ def _advice(folder: Path, checkpoint: Path | None, begun: bool, resume: bool) ->
             "--overwrite to begin anew, or another training.output_dir"
         )
     return f"training.output_dir: `{folder}` is not empty and holds no run; give another training.output_dir"
-
-
-def shown_path(folder: Path) -> str:
-    """A path in an error's one line, cut where it is too long to read."""
-    return one_line(folder, 150)

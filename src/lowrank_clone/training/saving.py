@@ -1,4 +1,4 @@
-"""When a run saves beside its `save_steps`: before its first step, and by the clock; and which checkpoints go."""
+"""When a run saves beside its `save_steps`, which checkpoints go, and with which rates a run goes on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -61,6 +62,20 @@ class StartCheckpoint(TrainerCallback):
         """Save the start."""
         if state.global_step == 0 and args.save_strategy != "no":
             self._save()
+
+
+def follow_schedule(scheduler: Any) -> None:
+    """Set the rates of a scheduler that was just loaded to those of its own schedule.
+
+    A run that was finished has the rate of its end, often 0, in its checkpoint. Going on with more steps, its next step
+    has the rate that the longer schedule gives it; where the schedule is the old one, nothing changes.
+    """
+    if isinstance(scheduler, LambdaLR):
+        step = scheduler.last_epoch
+        rates = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
 
 
 def in_any_process(flag: bool, args: Any) -> bool:

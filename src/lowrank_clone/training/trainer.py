@@ -27,7 +27,7 @@ from .manifest import written_whole
 from .optim import is_bound, refresh
 from .processes import InStep
 from .progress import Progress
-from .saving import TimedCheckpoints, rotate
+from .saving import TimedCheckpoints, follow_schedule, rotate
 from .warmup import without_idle_step
 
 
@@ -274,8 +274,8 @@ class CloneTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             # Older checkpoints are rotated out only after a complete save, so they are all still there.
             before = last_checkpoint(self._run_dir())
-            kept = f"the last complete one is {before}" if before else "there is no earlier one"
-            raise InputError(f"could not save {folder}: {error}; {kept}; make room on the disk and resume") from error
+            kept = f"the last complete one is {before}; resume" if before else "there is no earlier one; begin again"
+            raise InputError(f"could not save {folder}: {error}; {kept} when there is room on the disk") from error
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
@@ -289,6 +289,7 @@ class CloneTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with readable(str(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
+        follow_schedule(self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with readable(str(checkpoint)):
