@@ -35,14 +35,18 @@ def run(arguments: Namespace) -> None:
     job = job_of(saved)
     prepared = prepare_data(job)
     blocks = prepared.validation
-    blocks = blocks.select(range(min(len(blocks), -(-arguments.tokens // saved.recipe.data.sequence_length))))
-    with console.status("Loading the models") as status:
-        clone = make_clone(job, prepared) if arguments.start else clone_of(saved)
-        pair = (clone.teacher, clone.student, clone.plan, clone.factors, blocks)
-        start = relative_errors(*pair) if arguments.start else ()
-        load_clone(clone, saved.checkpoint)
-        inspection = inspect_pair(*pair, progress=lambda step: status.update(f"Measuring: {step}"))
-        inspection = replace(inspection, start_errors=start)
+    length = saved.recipe.data.sequence_length
+    wanted = -(-arguments.tokens // length)
+    if wanted > len(blocks):
+        console.print(
+            f"All {len(blocks) * length:,} validation tokens are used, fewer than --tokens {arguments.tokens:,}."
+        )
+    blocks = blocks.select(range(min(len(blocks), wanted)))
+    clone = make_clone(job, prepared) if arguments.start else clone_of(saved)
+    pair = (clone.teacher, clone.student, clone.plan, clone.factors, blocks)
+    start = relative_errors(*pair, progress=True) if arguments.start else ()
+    load_clone(clone, saved.checkpoint)
+    inspection = replace(inspect_pair(*pair, progress=True), start_errors=start)
     for sheet in sheets(inspection):
         print_sheet(sheet)
     with disk_errors(f"could not write into `{output}`"):

@@ -1,10 +1,10 @@
-"""Relative error of every tapped activation, and watching activations in general."""
+"""Relative error of every tapped activation."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import InputError
 from ..factors.bases import Projected
 from ..factors.factors import Factors
 from ..factors.parameterize import TARGET
-from ..hooks import evaluating
-from ..objective.evaluate import batches, rows_per_batch
-from ..objective.head import head_input
-from ..objective.taps import tap_output
+from ..hooks import floating, hooked
 from ..plan.roles import Plan, TapSpec
 from ..precision import wide_dtype
+from .passes import forward, token_batches
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,12 @@ class TapError:
 
 @torch.no_grad()
 def relative_errors(
-    teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, factors: Factors, blocks: Sequence[Any]
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    plan: Plan,
+    factors: Factors,
+    blocks: Sequence[Any],
+    progress: bool = False,
 ) -> tuple[TapError, ...]:
     """Relative squared error of every tap of the plan, whatever taps were trained on.
 
@@ -50,7 +52,7 @@ def relative_errors(
     """
     compared = _Errors(write_projections(factors, plan))
     taps = [tap for tap in plan.taps if tap.kind == "read" or tap.name in compared.projections]
-    for ids in token_batches(blocks, student.device):
+    for ids in token_batches(blocks, student.device, "measuring activations", progress):
         with _watch(teacher, taps, plan.teacher_width, compared.keep):
             forward(teacher, ids)
         with _watch(student, taps, plan.student_width, compared.compare):
@@ -70,7 +72,8 @@ class _Errors:
         self._unpaired: set[str] = set()
 
     def keep(self, tap: TapSpec, output: Tensor) -> None:
-        self._targets[tap.name].append(output)
+        # A copy: a family may change the output in place after the module has returned it (OLMo's clip_qkv).
+        self._targets[tap.name].append(output.clone())
 
     def compare(self, tap: TapSpec, output: Tensor) -> None:
         target = self._targets[tap.name].pop(0) if self._targets[tap.name] else output[:0]
@@ -108,34 +111,17 @@ def place_in_layer(module: str, layer: int) -> str:
     return module.partition(f".{layer}.")[2] or module
 
 
-def token_batches(blocks: Sequence[Any], device: torch.device) -> Iterator[Tensor]:
-    """Token ids [rows, length] of all blocks, in batches of about `BATCH_TOKENS` tokens."""
-    return batches(blocks, rows_per_batch(len(blocks[0]["input_ids"])), device)
-
-
-def forward(model: PreTrainedModel, ids: Tensor) -> None:
-    """Run up to the LM head, in eval mode."""
-    with evaluating(model), head_input(model):
-        model(input_ids=ids, use_cache=False)
-
-
-@contextmanager
 def _watch(
     model: nn.Module, taps: Iterable[TapSpec], width: int, see: Callable[[TapSpec, Tensor], None]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Call `see(tap, output [n, w])` whenever a tapped module runs and shows an output of the expected width."""
 
-    def hook_of(tap: TapSpec) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            try:
-                shown = tap_output(tap, width, output)
-            except InputError:
-                return
-            see(tap, shown)
+    def hook_of(tap: TapSpec) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            shown = floating(output, width if tap.kind == "write" else tap.inner)
+            if shown is not None:
+                see(tap, shown.flatten(0, -2))
 
         return hook
 
-    with ExitStack() as hooks:
-        for tap in taps:
-            hooks.callback(model.get_submodule(tap.module).register_forward_hook(hook_of(tap)).remove)
-        yield
+    return hooked([(model.get_submodule(tap.module), hook_of(tap)) for tap in taps], "after")

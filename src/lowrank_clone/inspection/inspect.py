@@ -8,7 +8,7 @@ Axes: n tokens, d a residual width (`d_T` or `d_S`), w the width of a tap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,24 +48,20 @@ def inspect_pair(
     blocks: Sequence[Any],
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    progress: Callable[[str], Any] = lambda step: None,
+    progress: bool = False,
 ) -> Inspection:
     """All four diagnostics of one student.
 
     Args:
         blocks: Rows with `input_ids`, all of one length; the masking test takes the first `BATCH_TOKENS` tokens.
         seeds: Of the random neurons, one draw each.
-        progress: Told what is being measured.
+        progress: Whether to show progress on stderr.
     """
     length = len(blocks[0]["input_ids"])
     text = [blocks[i] for i in range(min(len(blocks), rows_per_batch(length)))]
-    progress("activations of both models")
-    errors = relative_errors(teacher, student, plan, factors, blocks)
-    progress("rank of the residual stream")
-    ranks = stream_ranks(teacher, student, plan, blocks)
-    progress("singular values of the factors")
-    spectra = factor_spectra(factors, plan)
-    progress("losses with masked neurons")
-    masking = mask_test(teacher, student, plan, text, seeds=seeds)
+    errors = relative_errors(teacher, student, plan, factors, blocks, progress)
+    ranks = stream_ranks(teacher, student, plan, blocks, progress)
+    spectra = factor_spectra(factors, plan, progress)
+    masking = mask_test(teacher, student, plan, text, seeds=seeds, progress=progress)
     tokens = len(blocks) * length
     return Inspection(tokens, plan.teacher_width, plan.student_width, errors, ranks, spectra, masking)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..hooks import hooked
 from ..objective.evaluate import language_loss
 from ..plan.roles import Plan, TapSpec
 from ..precision import wide_dtype
-from .activations import forward, token_batches
+from ..progress import track
+from .passes import forward, token_batches
 
 TOP_NEURONS = 50  # of the paper's masking test
 
@@ -50,6 +52,7 @@ def mask_test(
     *,
     top: int = TOP_NEURONS,
     seeds: Sequence[int] = (0, 1, 2),
+    progress: bool = False,
 ) -> MaskTest | None:
     """The neuron masking test of LRC (arXiv 2505.12781): do teacher and student keep knowledge in the same neurons?
 
@@ -64,7 +67,7 @@ def mask_test(
     taps = [tap for tap in plan.taps if tap.kind == "write" and tap.group == "ffn" and _shows_inputs(teacher, tap)]
     if not taps:
         return None
-    activity = _activity(teacher, taps, blocks)
+    activity = _activity(teacher, taps, blocks, progress)
     flat = torch.cat([activity[tap.name] for tap in taps])
     owners = [(tap.name, index) for tap in taps for index in range(len(activity[tap.name]))]
     ranked = flat.argsort(descending=True, stable=True).tolist()
@@ -76,7 +79,7 @@ def mask_test(
 
     def losses(model: PreTrainedModel, untouched: float) -> MaskedLosses:
         found = []
-        for neurons in masks:
+        for neurons in track(masks, len(masks), "masking neurons", "pass", progress):
             with masked(model, modules, neurons):
                 found.append(language_loss(model, blocks).loss)
         return MaskedLosses(untouched, found[0], tuple(found[1:]))
@@ -90,46 +93,45 @@ def mask_test(
     )
 
 
-@contextmanager
-def masked(model: nn.Module, modules: Mapping[str, str], neurons: Iterable[tuple[str, int]]) -> Iterator[None]:
+def masked(
+    model: nn.Module, modules: Mapping[str, str], neurons: Iterable[tuple[str, int]]
+) -> AbstractContextManager[None]:
     """Zero these (write, input index) neurons in every forward pass of `model`; `modules` has each write's module."""
     indices: defaultdict[str, list[int]] = defaultdict(list)
     for name, index in neurons:
         indices[name].append(index)
 
-    def without(which: list[int]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0].index_fill(-1, torch.tensor(which, device=args[0].device), 0), *args[1:])
+    def without(which: list[int]) -> Callable[..., tuple[Any, Any]]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            index = torch.tensor(which, device=args[0].device)
+            return (args[0].index_fill(-1, index, 0), *args[1:]), kwargs
 
         return hook
 
-    with ExitStack() as hooks:
-        for name, which in indices.items():
-            hooks.callback(model.get_submodule(modules[name]).register_forward_pre_hook(without(which)).remove)
-        yield
+    return hooked([(model.get_submodule(modules[name]), without(which)) for name, which in indices.items()], "before")
 
 
 def _shows_inputs(model: nn.Module, tap: TapSpec) -> bool:
     return isinstance(model.get_submodule(tap.module), (nn.Linear, Conv1D))
 
 
-def _activity(model: PreTrainedModel, taps: Sequence[TapSpec], blocks: Sequence[Any]) -> dict[str, Tensor]:
+def _activity(
+    model: PreTrainedModel, taps: Sequence[TapSpec], blocks: Sequence[Any], progress: bool
+) -> dict[str, Tensor]:
     """Mean |input| of each tapped module, [w_in] float64 by tap name, over the tokens that it was given."""
     sums = {tap.name: torch.zeros(tap.inner, dtype=torch.float64) for tap in taps}
     counts: Counter[str] = Counter()
 
-    def add(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def add(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             rows = args[0].reshape(-1, args[0].shape[-1])
             sums[name] += rows.abs().sum(0, dtype=wide_dtype(rows.dtype)).cpu().double()
             counts[name] += len(rows)
 
         return hook
 
-    with ExitStack() as hooks:
-        for tap in taps:
-            hooks.callback(model.get_submodule(tap.module).register_forward_pre_hook(add(tap.name)).remove)
-        for ids in token_batches(blocks, model.device):
+    with hooked([(model.get_submodule(tap.module), add(tap.name)) for tap in taps], "before"):
+        for ids in token_batches(blocks, model.device, "ranking neurons", progress):
             forward(model, ids)
     return {name: total / max(counts[name], 1) for name, total in sums.items()}
 

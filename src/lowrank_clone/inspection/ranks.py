@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..hooks import floating, hooked
 from ..plan.layers import model_blocks
 from ..plan.roles import Plan
 from ..precision import wide_dtype
-from .activations import forward, token_batches
+from .passes import forward, token_batches
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,22 @@ class StreamRank:
 
 @torch.no_grad()
 def stream_ranks(
-    teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, blocks: Sequence[Any]
+    teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, blocks: Sequence[Any], progress: bool = False
 ) -> tuple[StreamRank, ...]:
     """Effective rank of the residual stream before the first layer and after each one, in both models.
 
     Each rank is at most min(n - 1, d).
     """
     layers = model_blocks(student)
-    theirs = _stream_ranks(teacher, layers, plan.teacher_width, blocks)
-    ours = _stream_ranks(student, layers, plan.student_width, blocks)
-    return tuple(StreamRank(i, *pair) for i, pair in enumerate(zip(theirs, ours, strict=True)))
+
+    def ranks(model: PreTrainedModel, width: int, name: str) -> list[float]:
+        label = f"measuring the {name}'s ranks"
+        return _stream_ranks(model, layers, width, partial(token_batches, blocks, model.device, label, progress))
+
+    both = zip(
+        ranks(teacher, plan.teacher_width, "teacher"), ranks(student, plan.student_width, "student"), strict=True
+    )
+    return tuple(StreamRank(layer, *pair) for layer, pair in enumerate(both))
 
 
 def effective_rank(rows: Tensor) -> float:
@@ -83,8 +90,10 @@ def _watch_stream(
         yield
 
 
-def _stream_ranks(model: PreTrainedModel, layers: Sequence[str], width: int, blocks: Sequence[Any]) -> list[float]:
-    """Two passes: the mean row of each place, then the covariance of its rows around it. Both in float64."""
+def _stream_ranks(
+    model: PreTrainedModel, layers: Sequence[str], width: int, text: Callable[[], Iterator[Tensor]]
+) -> list[float]:
+    """Two passes over the text: the mean row of each place, then the covariance of its rows around it, in float64."""
     # On CUDA they stay there; other accelerators have no float64.
     home = model.device if model.device.type == "cuda" else torch.device("cpu")
     sums = torch.zeros(len(layers) + 1, width, dtype=torch.float64, device=home)
@@ -95,7 +104,7 @@ def _stream_ranks(model: PreTrainedModel, layers: Sequence[str], width: int, blo
         counts[place] += len(rows)
 
     with _watch_stream(model, layers, width, add_mean):
-        for ids in token_batches(blocks, model.device):
+        for ids in text():
             forward(model, ids)
     means = sums / torch.tensor(counts, dtype=torch.float64, device=home).clamp(min=1)[:, None]
     squares = torch.zeros(len(sums), width, width, dtype=torch.float64, device=home)
@@ -105,7 +114,7 @@ def _stream_ranks(model: PreTrainedModel, layers: Sequence[str], width: int, blo
         squares[place] += _covariance(rows, means[place].to(rows)).to(home)
 
     with _watch_stream(model, layers, width, add_square):
-        for ids in token_batches(blocks, model.device):
+        for ids in text():
             forward(model, ids)
     return [entropy_rank(torch.linalg.eigvalsh(square)) for square in squares]
 

@@ -11,6 +11,7 @@ from ..factors.bases import Projected
 from ..factors.factors import Factors
 from ..factors.parameterize import TARGET
 from ..plan.roles import Plan
+from ..progress import track
 from .activations import place_in_layer
 from .ranks import entropy_rank
 
@@ -38,12 +39,13 @@ class Spectrum:
 
 
 @torch.no_grad()
-def factor_spectra(factors: Factors, plan: Plan) -> tuple[Spectrum, ...]:
+def factor_spectra(factors: Factors, plan: Plan, progress: bool = False) -> tuple[Spectrum, ...]:
     """Singular values of every trained matrix, in the plan's order. Vectors and stacks of experts are left out."""
     projections = {link.factor for link in factors.links if isinstance(link.basis, Projected)}
     order = {name: i for i, name in enumerate(plan.roles)}
     spectra = []
-    for name in sorted(factors, key=lambda name: order[name.removesuffix(TARGET)]):
+    names = sorted(factors, key=lambda name: order[name.removesuffix(TARGET)])
+    for name in track(names, len(names), "singular values", "factor", progress):
         role, factor = plan.roles[name.removesuffix(TARGET)], factors[name].detach()
         if factor.ndim != 2:
             continue
