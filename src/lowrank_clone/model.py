@@ -219,12 +219,13 @@ class CloneModel(FactoredModule):
         Raises:
             InputError: A batch is not usable, or there is none.
         """
-        batches = [checked_batch(batch) for batch in batches]
-        if not batches:
-            raise InputError("accumulate: got no batch, expected the micro-batches of one optimiser step")
-        counts = torch.stack([count_tokens(batch) for batch in batches]).sum(0)
-        self.measure_targets(batches)
-        for batch in batches:
+        parts = [] if isinstance(batches, (Mapping, Tensor)) else [checked_batch(batch) for batch in batches]
+        if not parts:
+            got = "no batch" if not isinstance(batches, (Mapping, Tensor)) else f"one {type(batches).__name__}"
+            raise InputError(f"accumulate: got {got}, expected the micro-batches of one optimiser step, as a list")
+        counts = torch.stack([count_tokens(batch) for batch in parts]).sum(0)
+        self.measure_targets(parts)
+        for batch in parts:
             yield self(**batch, num_items_in_batch=counts)
 
     @property

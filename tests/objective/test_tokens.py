@@ -140,6 +140,9 @@ def test_a_count_that_is_none_is_refused(count: Any) -> None:
 def test_accumulate_refuses_no_batch_and_counts_of_the_user_s_own() -> None:
     with pytest.raises(InputError, match="got no batch"):
         next(clone().accumulate([]))
+    for one in ({"input_ids": batch()}, batch()):
+        with pytest.raises(InputError, match=r"accumulate: got one (dict|Tensor), expected the micro-batches"):
+            next(clone().accumulate(one))
     with pytest.raises(InputError, match="got `num_items_in_batch`"):
         next(clone().accumulate([{"input_ids": batch(), "num_items_in_batch": torch.tensor([1, 1])}]))
 

@@ -24,6 +24,7 @@ from lowrank_clone.errors import InputError
 from lowrank_clone.model import CloneModel
 from lowrank_clone.training.optim import bind
 from lowrank_clone.training.options import ARGUMENTS
+from lowrank_clone.training.progress import log_line
 from lowrank_clone.training.trainer import CloneTrainer
 
 ONCE = {"max_steps": 3, "save_strategy": "no", "lr_scheduler_type": "constant"}
@@ -140,6 +141,10 @@ REFUSED: dict[str, tuple[Callable[[CloneModel], dict[str, Any]], str]] = {
     "two ways": (
         lambda m: {"optimizers": (own(m), None), "optimizer_cls_and_kwargs": (AdamW, {})},
         "got optimizers and optimizer_cls_and_kwargs, expected one of them",
+    ),
+    "a closure": (
+        lambda m: {"optimizers": (torch.optim.LBFGS(m.factors.parameters()), None)},
+        "LBFGS evaluates the loss by itself",
     ),
     "unknown option": (
         lambda m: {"optimizer_cls_and_kwargs": (AdamW, {"rate": 1.0})},
@@ -271,6 +276,7 @@ def test_a_stream_without_an_end_needs_a_number_of_steps(tmp_path: Path) -> None
 def test_several_sets_are_evaluated_apart(tmp_path: Path) -> None:
     trainer = trained(tmp_path, eval_dataset={"a": samples(3, seed=1), "b": samples(4, seed=2)})
     metrics = trainer.evaluate()
+    assert "validation a: lm " in log_line({key: value for key, value in metrics.items() if "_a_" in key})
     for name, rows in trainer.eval_dataset.items():
         assert metrics[f"eval_{name}_lm"] == pytest.approx(trainer.evaluate(rows)["eval_lm"])
 
@@ -379,6 +385,19 @@ def test_evaluation_takes_labels_and_every_row(tmp_path: Path) -> None:
     metrics = trainer.evaluate(rows)
     for name in ("loss", "lm", "clone"):
         assert metrics[f"eval_{name}"] == pytest.approx(float(truth[name]), rel=1e-5)
+
+
+def test_a_step_in_which_nothing_counts_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"input_ids": [5, 6], "labels": [-100, -100]}] * 8
+    model = trained(tmp_path, train_dataset=rows, options={"optim": "sgd"}).clone
+    assert same_factors(model, clone())
+    assert "step 1: no position of its 1 batches counts, as all labels are -100" in caplog.text
+
+
+def test_a_set_of_another_name_is_refused(tmp_path: Path) -> None:
+    trainer = CloneTrainer(clone(), arguments(tmp_path), eval_dataset={"a": samples(2)})
+    with pytest.raises(InputError, match="evaluate: got 'b', expected a data set or the name of one"):
+        trainer.evaluate("b")
 
 
 def test_predictions_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 # Tables and reports go to standard output, so that they can be piped; there no column needs to be cut short. Markup is
 # off, since paths and names may hold brackets.
 _WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-console = Console(highlight=False, soft_wrap=True, markup=False, width=_WIDE)
+# Of several processes (torchrun) the first one speaks.
+_QUIET = os.environ.get("RANK", "0") != "0"
+console = Console(highlight=False, soft_wrap=True, markup=False, width=_WIDE, quiet=_QUIET)
 
 
 def quiet_bars() -> None:

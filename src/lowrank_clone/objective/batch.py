@@ -24,6 +24,8 @@ def checked_batch(batch: Mapping[str, Tensor | None], vocab_size: int | None = N
     Raises:
         InputError: A name, shape, dtype or value is unusable.
     """
+    if not isinstance(batch, Mapping):
+        raise InputError(f"a clone's batch: got a {type(batch).__name__}, expected {', '.join(NAMES)} by name")
     given = {name: value for name, value in batch.items() if value is not None}
     if unknown := sorted(given.keys() - set(NAMES)):
         raise InputError(

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from transformers import TrainingArguments
@@ -61,5 +62,5 @@ class CloneArguments(TrainingArguments):
         try_arguments(self)
 
     def _check_range(self, name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not RANGES[name].holds(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not RANGES[name].holds(float(value)):
             raise InputError(f"training.{name}: got {value!r}, expected {RANGES[name]}")

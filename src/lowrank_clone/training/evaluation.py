@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Trainer
 
 from ..errors import InputError
 from ..model import CloneModel
 from ..objective.output import CloneOutput
 from ..objective.tokens import count_tokens
+from .batches import new_batches
+from .processes import add_up
+
+
+def evaluate_set(trainer: Trainer, clone: CloneModel, dataloader: Any) -> tuple[dict[str, float], int]:
+    """What `evaluate_losses` measures on a data set that a trainer reads, and how many rows it has in all processes.
+
+    Raises:
+        InputError: As `evaluate_losses`.
+    """
+    trainer.callback_handler.eval_dataloader = dataloader
+    unmeasured, rows = clone.needs_targets, 0
+
+    def read() -> Iterator[Mapping[str, Tensor]]:
+        nonlocal rows
+        for batch, new in new_batches(trainer, dataloader, dataloader.dataset):
+            rows += new
+            yield batch
+            trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+
+    with torch.random.fork_rng(devices=[]):  # evaluating or not must not change what is trained
+        if unmeasured:  # before the first step: divided by the size of this data set's own targets
+            clone.measure_targets(batch for batch, _ in new_batches(trainer, dataloader, dataloader.dataset))
+        losses = evaluate_losses(clone, read(), partial(add_up, trainer))
+    if unmeasured and clone.target_squares is not None:
+        clone.target_squares.mean = None
+    return losses, int(add_up(trainer, torch.tensor(rows)))
 
 
 @torch.no_grad()

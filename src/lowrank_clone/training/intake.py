@@ -71,6 +71,12 @@ def check_optimizer(optimizer: Any, factors: Factors) -> None:
             f"the optimiser: {type(one).__name__} keeps other weights for evaluation than for training, which the "
             "student would not get; expected one that steps the factors themselves"
         )
+    closure = inspect.signature(type(one).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise InputError(
+            f"the optimiser: {type(one).__name__} evaluates the loss by itself, for which Trainer has no way; "
+            "expected one whose step takes nothing"
+        )
     if not is_bound(optimizer, factors):
         bind(optimizer, factors)
     held = {id(p) for group in one.param_groups for p in group["params"]}

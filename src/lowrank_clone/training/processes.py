@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from .intake import check_optimizer
 
@@ -36,3 +37,11 @@ class InStep(TrainerCallback):
         if args.world_size > 1:
             loss = self._trainer._tr_loss
             loss.copy_(self._trainer.accelerator.reduce(loss.clone(), "mean"))
+
+
+def add_up(trainer: Trainer, values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    if trainer.args.world_size == 1:
+        return values
+    total: Tensor = trainer.accelerator.reduce(values.to(trainer.args.device), "sum")
+    return total

@@ -60,9 +60,11 @@ class Progress(TrainerCallback):
 
 def log_line(logs: dict[str, Any]) -> str:
     """One log as a line; empty for logs that hold no losses (the closing summary of a run)."""
-    if "eval_lm" in logs:
-        rest = "".join(f"  {key} {logs[f'eval_{key}']:.4g}" for key in ("kl", "clone") if f"eval_{key}" in logs)
-        return f"validation: lm {logs['eval_lm']:.4f} nats/token, perplexity {logs['eval_perplexity']:.2f}{rest}"
+    found = [name.removesuffix("lm") for name in logs if name.startswith("eval_") and name.endswith("_lm")]
+    if found:  # of one data set, whose name follows where there are several
+        at, of = found[0], f" {found[0][5:-1]}" if found[0] != "eval_" else ""
+        rest = "".join(f"  {key} {logs[at + key]:.4g}" for key in ("kl", "clone") if at + key in logs)
+        return f"validation{of}: lm {logs[at + 'lm']:.4f} nats/token, perplexity {logs[at + 'perplexity']:.2f}{rest}"
     if "lm" in logs:
         terms = "  ".join(f"{key} {logs[key]:.4g}" for key in SHOWN if key in logs)
         return f"{terms}  ({logs['tokens']:,} tokens)"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from .arguments import CloneArguments
 from .batches import new_batches, tokens_of
 from .checkpoint import load_clone, readable, resume_clone, write_clone
 from .complete import last_checkpoint
-from .evaluation import evaluate_losses, non_finite, terms_of
+from .evaluation import evaluate_set, non_finite, terms_of
 from .intake import check_optimizer, taken
 from .manifest import written_whole
 from .optim import is_bound, refresh
-from .processes import InStep
+from .processes import InStep, add_up
 from .progress import Progress
 from .saving import TimedCheckpoints, follow_schedule, rotate
 from .warmup import without_idle_step
+
+logger = logging.getLogger(__name__)
 
 
 class CloneTrainer(Trainer):
@@ -163,17 +166,16 @@ class CloneTrainer(Trainer):
         if not batches:
             return [], None
         counts = torch.stack([count_tokens(batch) for batch in batches]).sum(0)
-        counts = self._add_up(torch.cat([counts, torch.stack(tokens).sum().view(1)]))
-        self._step_tokens = int(counts[2])
+        counts = add_up(self, torch.cat([counts, torch.stack(tokens).sum().view(1)]))
+        _, positions, self._step_tokens = counts.tolist()
+        if positions == 0:
+            logger.warning(
+                "step %d: no position of its %d batches counts, as all labels are -100; nothing is learned from them",
+                self.state.global_step + 1,
+                len(batches),
+            )
         self.clone.measure_targets(batches)
         return batches, counts[:2]
-
-    def _add_up(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
-        if self.args.world_size == 1:
-            return values
-        total: Tensor = self.accelerator.reduce(values.to(self.args.device), "sum")
-        return total
 
     # What is logged ------------------------------------------------------------------------------------------------
 
@@ -201,12 +203,16 @@ class CloneTrainer(Trainer):
     def _read_terms(self) -> dict[str, float]:
         """The accumulated terms, summed over processes; the one place where they are read."""
         names, values = list(self._terms), list(self._terms.values())
-        total = self._add_up(torch.stack([v.float() for v in values])).tolist()
+        total = add_up(self, torch.stack([v.float() for v in values])).tolist()
         self._terms, self._term_steps = {}, 0
         return dict(zip(names, total, strict=True))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Trainer's, with every row, whatever training drops."""
+        if isinstance(eval_dataset, str) and not (
+            isinstance(self.eval_dataset, dict) and eval_dataset in self.eval_dataset
+        ):
+            raise InputError(f"evaluate: got {eval_dataset!r}, expected a data set or the name of one of eval_dataset")
         drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -223,26 +229,10 @@ class CloneTrainer(Trainer):
         """
         if description == "Prediction":
             raise InputError("predict: a clone measures losses and predicts nothing; use evaluate, or clone.student")
-        self.callback_handler.eval_dataloader = dataloader
-        unmeasured, rows = self.clone.needs_targets, 0
-
-        def read() -> Iterator[Mapping[str, Tensor]]:
-            nonlocal rows
-            for batch, new in new_batches(self, dataloader, dataloader.dataset):
-                rows += new
-                yield batch
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-
-        with torch.random.fork_rng(devices=[]):  # evaluating or not must not change what is trained
-            if unmeasured:  # before the first step: divided by the size of this data set's own targets
-                self.clone.measure_targets(batch for batch, _ in new_batches(self, dataloader, dataloader.dataset))
-            losses = evaluate_losses(self.clone, read(), self._add_up)
-        if unmeasured and self.clone.target_squares is not None:
-            self.clone.target_squares.mean = None
+        losses, rows = evaluate_set(self, self.clone, dataloader)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in losses.items()}
-        samples = int(self._add_up(torch.tensor(rows)))
         nothing: Any = None
-        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=samples)
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=rows)
 
     # What is saved -------------------------------------------------------------------------------------------------
 
