@@ -209,9 +209,8 @@ class CloneModel(FactoredModule):
                 output.loss.backward()
             optimizer.step()
 
-        Terms are sums over the tokens of a micro-batch divided by the counts of all of them, so they are added and not
-        averaged, whatever the micro-batches' sizes. Each output is computed when the loop asks for it. For one process:
-        under several, `CloneTrainer` counts over all of them.
+        Terms are sums over a micro-batch divided by the counts of all, so they are added and not averaged. Each output
+        is computed when the loop asks for it. For one process; `CloneTrainer` counts over several.
 
         Args:
             batches: What `forward` takes, without `num_items_in_batch`.
@@ -221,7 +220,7 @@ class CloneModel(FactoredModule):
         """
         parts = [] if isinstance(batches, (Mapping, Tensor)) else [checked_batch(batch) for batch in batches]
         if not parts:
-            got = "no batch" if not isinstance(batches, (Mapping, Tensor)) else f"one {type(batches).__name__}"
+            got = f"one {type(batches).__name__}" if isinstance(batches, (Mapping, Tensor)) else "no batch"
             raise InputError(f"accumulate: got {got}, expected the micro-batches of one optimiser step, as a list")
         counts = torch.stack([count_tokens(batch) for batch in parts]).sum(0)
         self.measure_targets(parts)
@@ -244,7 +243,6 @@ class CloneModel(FactoredModule):
         assert self.target_squares is not None
         mode = self.training
         self.train()
-        self.student.eval()  # no dropout: a measurement leaves the random numbers where they are
         try:
             for batch in batches:
                 self(**batch)
@@ -290,11 +288,10 @@ class CloneModel(FactoredModule):
 
         Args:
             activation_checkpointing_kwargs, kwargs: Options of `torch.utils.checkpoint`, `every_n_layers` and `offload`
-                of transformers, and `recompute`: `all` of a layer, which keeps its input alone, or what is
-                `elementwise`, which keeps products and attention too (see `recompute.py`).
+                of transformers, and `recompute`: `all` of a layer, or what is `elementwise` (`checkpointing.py`).
 
         Raises:
-            InputError: The model can't be checkpointed, or an option is not usable (`recompute.checkpointing_options`).
+            InputError: The model can't be checkpointed, or an option is not usable (`checkpointing_options`).
         """
         options = checkpointing_options(self.config, (activation_checkpointing_kwargs or {}) | kwargs)
         enable_checkpointing(self.student, options)
