@@ -67,7 +67,7 @@ def test_inspect_prints_tables_and_writes_the_page(run_folder: Path, capsys: pyt
 def test_fewer_tokens_than_asked_for_is_said(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(run_folder), "--tokens", "1000000", "--no-html"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"All \d+ validation tokens are used, fewer than --tokens 1,000,000\.", printed)
+    assert re.search(r"All [\d,]+ validation tokens are used, fewer than --tokens 1,000,000\.", printed)
 
 
 def test_no_html_writes_figures_alone(run_folder: Path) -> None:
