@@ -36,7 +36,7 @@ from .starts.random import random_start
 class CloneModel(FactoredModule):
     """A frozen teacher and the student cloned from it, as one module that returns the loss.
 
-    `student` is a plain model whose weights are leaves; `factors` are what is trained (see `factors.py`, `optim.bind`),
+    `student` is a plain model whose weights are leaves; `factors` are what is trained (`factors/`, `training.optim.bind`),
     outside the module tree so that engines which reduce or shard gradients see leaves only.
 
     Args:
@@ -46,9 +46,9 @@ class CloneModel(FactoredModule):
         dtype: The student's dtype (the teacher's unless given). Factors are float32 in any case.
         objective: What is minimised (`Objective()` unless given).
         terms: Fields of the objective given one by one, for instance `temperature=1.0`; they change `objective`.
-        start: `random` (`factor_std`, `seed`), factors by name (see `init.py`), or `scratch`: the student as its family
+        start: `random` (`factor_std`, `seed`), factors by name (see `starts/`), or `scratch`: the student as its family
             starts it, trained directly with nothing of the teacher's (for baselines).
-        parameterization: `projected`, `dense` or `core` for each group of matrices (see `parameterize.py`).
+        parameterization: `projected`, `dense` or `core` for each group of matrices (`factors/parameterize.py`).
         taps: Which of the plan's taps to compare; all unless given.
         head_factor: Whether an untied LM head has a Z of its own or shares the embedding's.
         execution: `sequential`, or `interleaved`: teacher and student layer by layer in turn.

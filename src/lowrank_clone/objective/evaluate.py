@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..errors import InputError
 from ..hooks import evaluating
 from .head import head_input, read_head
 from .lm_kl import lm_kl_loss
@@ -29,16 +30,28 @@ class LanguageLoss:
 
 
 def batches(blocks: Sequence[Any], size: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """Token ids [size, length] of rows with `input_ids`; the last batch may be smaller."""
+    """Token ids [size, length] of rows with `input_ids`; the last batch may be smaller.
+
+    Raises:
+        InputError: Rows have several lengths.
+    """
     for start in range(0, len(blocks), size):
         rows = [blocks[i]["input_ids"] for i in range(start, min(start + size, len(blocks)))]
-        yield torch.as_tensor(rows, device=device)
+        lengths = {len(row) for row in rows}
+        if len(lengths) > 1:
+            raise InputError(f"blocks: got {min(lengths)} to {max(lengths)} tokens, expected one length; pack the text")
+        yield torch.stack([torch.as_tensor(row) for row in rows]).to(device)
 
 
 @torch.no_grad()
 def language_loss(model: PreTrainedModel, blocks: Sequence[Any], batch_size: int = 4) -> LanguageLoss:
-    """Next-token loss of any causal language model on blocks of equal length (rows with `input_ids`), chunked over
-    tokens as in training, so that [batch, length, V] logits never exist."""
+    """Next-token loss of any causal language model on blocks of equal length (rows with `input_ids`).
+
+    Chunked over tokens as in training, so that [batch, length, V] logits never exist.
+
+    Raises:
+        InputError: There is no token to predict, or blocks have several lengths.
+    """
     head = read_head(model)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for ids in batches(blocks, batch_size, model.device):
@@ -49,6 +62,8 @@ def language_loss(model: PreTrainedModel, blocks: Sequence[Any], batch_size: int
         _, lm, _ = lm_kl_loss(hidden, head, None, None, targets, torch.ones_like(targets, dtype=torch.bool))
         total += lm.double().cpu() * len(targets)
         tokens += len(targets)
+    if not tokens:
+        raise InputError(f"blocks: got {len(blocks)} without a token to predict, expected blocks of two tokens or more")
     return LanguageLoss(float(total) / tokens, tokens)
 
 
