@@ -36,7 +36,7 @@ from .starts.random import random_start
 class CloneModel(FactoredModule):
     """A frozen teacher and the student cloned from it, as one module that returns the loss.
 
-    `student` is a plain model whose weights are leaves; `factors` are what is trained (`factors/`, `training.optim.bind`),
+    `student` is a plain model whose weights are leaves; `factors` are what is trained (`factors/`, `optim.bind`),
     outside the module tree so that engines which reduce or shard gradients see leaves only.
 
     Args:
