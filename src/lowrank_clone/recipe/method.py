@@ -30,7 +30,10 @@ def check_method(plan: Plan, method: MethodConfig, max_steps: int | None = None)
         InputError: Unknown tap or group names, a switch beyond the end, or settings that exclude each other.
     """
     choose_taps(plan, method)
-    check_kinds(plan, kinds_at(method, None))
+    try:
+        check_kinds(plan, kinds_at(method, None))
+    except InputError as error:
+        raise InputError(f"method.{error}") from error
     if max_steps is not None:
         check_switches(method, max_steps)
     if method.baseline is not None and (method.parameterization != "projected" or method.start_from is not None):
