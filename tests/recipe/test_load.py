@@ -283,6 +283,8 @@ def test_a_silent_recipe_gets_what_suits_its_length(
         (["save_steps=7", "save_total_limit=1"], {"save_steps": 7, "save_total_limit": 1, "eval_steps": 10}),
         (["logging_steps=3"], {"logging_steps": 3}),
         (["warmup_steps=0"], {"warmup_steps": 0}),
+        (["lr_scheduler_type=constant"], {"warmup_steps": None}),  # a schedule without one
+        (["lr_scheduler_type=cosine"], {"warmup_steps": 2}),
         (["eval_on_start=false"], {"eval_on_start": False}),
     ],
 )

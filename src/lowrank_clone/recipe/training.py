@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from ..errors import InputError
-from ..training.options import check_option
+from ..training.options import WITHOUT_WARMUP, check_option
 from ..training.ranges import RANGES
 from .fields import training_fields
 from .messages import unknown_key, wrong_value
@@ -73,7 +73,9 @@ def run_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
             return 1 / of
         return max(1, min(math.ceil(steps / of), most or steps))
 
-    defaults: dict[str, Any] = {"warmup_steps": part(50), "eval_strategy": "steps", "save_strategy": "steps"}
+    defaults: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps"}
+    if arguments.get("lr_scheduler_type") not in WITHOUT_WARMUP:
+        defaults["warmup_steps"] = part(50)
     asked = {**defaults, "logging_strategy": "steps", **arguments}
     if asked["logging_strategy"] == "steps":
         defaults["logging_steps"] = part(100, most=10)

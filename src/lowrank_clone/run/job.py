@@ -187,8 +187,9 @@ def _as_begun(recipe: Recipe, before: Recipe | None) -> Recipe:
         return recipe
     given, begun = recipe.training.arguments, before.training.arguments
     kept = {name: begun[name] for name in WRITTEN if name in begun and name not in given and name not in OF_A_START}
-    if "optim" in given:
-        kept.pop("muon", None)
+    for chosen, theirs in (("optim", "muon"), ("lr_scheduler_type", "warmup_steps")):
+        if chosen in given:
+            kept.pop(theirs, None)
     dtypes = {
         section: getattr(before if getattr(recipe, section).dtype == "auto" else recipe, section).dtype
         for section in ("teacher", "student")

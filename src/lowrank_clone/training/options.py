@@ -11,6 +11,9 @@ from typing import Any
 
 from ..errors import InputError
 
+# Kinds of schedule for which transformers drops `warmup_steps` without a word.
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+
 _LOSSES = "a clone is evaluated by its losses, and the logits of a batch never exist as a whole"
 _PREDICTIONS = f"{_LOSSES}, so there are no predictions to collect"
 _HUB = "nothing is uploaded while a run goes; upload the finished student with `hf upload NAME FOLDER/student`"

@@ -17,6 +17,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from ..errors import InputError
+from .options import WITHOUT_WARMUP
 from .warmup import without_idle_step
 
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
@@ -28,8 +29,7 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "rmsprop": ("momentum", "alpha", "eps", "centered"),
 }
 """What `training.optim` may name, and the keys that each takes from `training.optim_args`."""
-# Kinds of schedule for which transformers drops `warmup_steps` and `lr_scheduler_kwargs` without a word.
-WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+# Kinds of schedule for which transformers drops `lr_scheduler_kwargs` without a word.
 WITHOUT_KWARGS = ("constant", "constant_with_warmup")
 SAMPLING = ("random", "sequential", "group_by_length")
 LOSSES = ("loss", "lm", "kl", "clone", "perplexity")
