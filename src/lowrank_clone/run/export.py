@@ -18,6 +18,7 @@ from ..model import CloneModel
 from ..recipe.load import dump_recipe
 from ..recipe.schema import Recipe
 from ..training.checkpoint import respect_umask
+from ..training.readers import save_for_readers
 from .disk import disk_errors
 from .manifest import set_aside
 from .private import for_a_card
@@ -47,8 +48,7 @@ def export_student(
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _save(clone, part)
-        tokenizer.save_pretrained(part)
+        save_for_readers(clone.student, part, tokenizer, clone.teacher.config)
         (part / "README.md").write_text(_card(clone, recipe, facts), encoding="utf-8")
         respect_umask(part.rglob("*"))
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,23 +95,6 @@ def export_run(run: Path, output: Path) -> int:
         facts = CardFacts(model, teacher_license(model), saved.tokens, losses)
         export_student(clone, output, tokenizer, saved.recipe, facts)
     return saved.step
-
-
-# What Trainer changes in the config of a model that it trains.
-_TRAINERS = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
-
-
-def _save(clone: CloneModel, folder: Path) -> None:
-    """The student's weights and configs, with the teacher's values where Trainer put its own into the config."""
-    config, theirs = clone.student.config, clone.teacher.config.to_dict()
-    while_training = {name: getattr(config, name) for name in _TRAINERS if name in theirs}
-    try:
-        for name in while_training:
-            setattr(config, name, theirs[name])
-        clone.student.save_pretrained(folder)
-    finally:
-        for name, value in while_training.items():
-            setattr(config, name, value)
 
 
 def teacher_license(model: str) -> str:

@@ -28,6 +28,7 @@ from .manifest import written_whole
 from .optim import is_bound, refresh
 from .processes import InStep, add_up
 from .progress import Progress
+from .readers import save_for_readers
 from .saving import TimedCheckpoints, follow_schedule, rotate
 from .warmup import without_idle_step
 
@@ -244,9 +245,7 @@ class CloneTrainer(Trainer):
         if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             write_clone(self.clone, folder)
             return
-        self.clone.student.save_pretrained(folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+        save_for_readers(self.clone.student, folder, self.processing_class, self.clone.teacher.config)
 
     def _run_dir(self) -> Path:
         assert self.args.output_dir is not None
