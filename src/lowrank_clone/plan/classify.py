@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -28,7 +29,7 @@ from ..errors import InputError
 from .advice import advice
 from .architecture import check_runs, decoder_config, on_meta
 from .layers import Groups
-from .roles import Plan, Role, RoleKind, TapSpec
+from .roles import Group, Plan, Role, RoleKind, TapSpec
 from .student_config import check_request, configs
 
 
@@ -61,7 +62,23 @@ def check_counterparts(
             )
 
 
-def input_axis(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, int | None]) -> int:
+@dataclass(frozen=True)
+class Shape:
+    """One parameter: its shape in both models, and which axis (negative) is the residual width's, None for none."""
+
+    name: str
+    teacher: tuple[int, ...]
+    student: tuple[int, ...]
+    axis: int | None
+
+    @property
+    def inner(self) -> int:
+        """The other width of a matrix (of each matrix of a stack of them)."""
+        assert self.axis is not None
+        return self.teacher[-3 - self.axis]
+
+
+def input_axis(module: nn.Module, shapes: Iterable[Shape]) -> int:
     """-1 where this module stores matrices [out, in], -2 where it stores [in, out].
 
     Raw expert tensors declare it (`is_transposed`). Where two of them do not, the one with the larger inner width
@@ -72,10 +89,9 @@ def input_axis(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], axes: M
     declared = getattr(module, "is_transposed", None)
     if declared is not None:
         return -2 if declared else -1
-    experts = {name: shape for name, shape in shapes.items() if len(shape) == 3 and not isinstance(module, _ConvNd)}
-    widths = {name: shape[-3 - (axes[name] or -1)] for name, shape in experts.items()}
-    if len(set(widths.values())) > 1:
-        return axes[max(widths, key=lambda name: widths[name])] or -1
+    stacks = [s for s in shapes if s.axis is not None and len(s.teacher) == 3 and not isinstance(module, _ConvNd)]
+    if len({shape.inner for shape in stacks}) > 1:
+        return max(stacks, key=lambda shape: shape.inner).axis or -1
     return -1
 
 
@@ -95,12 +111,12 @@ def residual_axis(
     )
 
 
-def is_bias_of(shape: tuple[int, ...], axis: int | None, write: tuple[int, ...], write_axis: int | None) -> bool:
-    """Whether a parameter of this shape is the bias of a write: the write's shape without its input axis."""
-    if axis != -1 or write_axis is None:
+def is_bias_of(shape: Shape, write: Role) -> bool:
+    """Whether a parameter is the bias of a write: it has the write's shape without its input axis."""
+    if shape.axis != -1 or write.axis is None:
         return False
-    input_axis = len(write) - 3 - write_axis
-    return shape == tuple(n for i, n in enumerate(write) if i != input_axis)
+    input_axis = len(write.teacher_shape) - 3 - write.axis
+    return shape.teacher == tuple(n for i, n in enumerate(write.teacher_shape) if i != input_axis)
 
 
 def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[str, Any] | None = None) -> Plan:
@@ -151,56 +167,68 @@ def _classify(
     teacher_shapes = {name: tuple(p.shape) for name, p in teacher.named_parameters(remove_duplicate=False)}
     student_parameters = dict(student.named_parameters())
     check_counterparts(teacher, student, teacher_shapes)
-    modules = dict(student.named_modules())
     groups = Groups(student)
     roles: dict[str, Role] = {}
     taps: list[TapSpec] = []
-    for module_name, module in modules.items():
+    for module_name, module in student.named_modules():
         names = [f"{module_name}.{key}" if module_name else key for key in module._parameters]
         own = {name: student_parameters[name] for name in names if name in student_parameters}
-        found = _classify_module(module_name, module, own, teacher_shapes, d_t, d_s, groups)
+        shapes = []
+        for name, parameter in own.items():
+            both = teacher_shapes[name], tuple(parameter.shape)
+            shapes.append(Shape(name, *both, residual_axis(name, *both, d_t, d_s, groups.model_type)))
+        found = _classify_module(module_name, module, shapes, groups)
         roles.update({role.name: role for role in found})
         taps += _taps_of(module, found)
     return {name: roles[name] for name in student_parameters}, tuple(taps)
 
 
-def _classify_module(
-    module_name: str,
-    module: nn.Module,
-    own: Mapping[str, nn.Parameter],
-    teacher_shapes: Mapping[str, tuple[int, ...]],
-    d_t: int,
-    d_s: int,
-    groups: Groups,
-) -> list[Role]:
+def _classify_module(module_name: str, module: nn.Module, shapes: list[Shape], groups: Groups) -> list[Role]:
     """Roles of the parameters that `module` itself owns; its matrices first, since a bias follows its write."""
-    shapes = {name: (teacher_shapes[name], tuple(p.shape)) for name, p in own.items()}
-    axes = {name: residual_axis(name, *both, d_t, d_s, groups.model_type) for name, both in shapes.items()}
-    reads_at = input_axis(module, {name: shapes[name][0] for name, axis in axes.items() if axis is not None}, axes)
+    reads_at = input_axis(module, shapes)
     roles: list[Role] = []
-    for name, (teacher_shape, student_shape) in sorted(shapes.items(), key=lambda item: -len(item[1][0])):
-        axis = axes[name]
-        writes = (r for r in roles if r.kind == "write")
-        write = next((w for w in writes if is_bias_of(teacher_shape, axis, w.teacher_shape, w.axis)), None)
-        group = groups.of(name, module_name, teacher_shape)
-        layer = groups.layer(name)
-        common = (module_name, teacher_shape, student_shape, axis)
-        if axis is None:
-            roles.append(Role(name, "inherited", "inherited", *common, layer=layer))
+    for shape in sorted(shapes, key=lambda shape: -len(shape.teacher)):
+        write = next((role for role in roles if role.kind == "write" and is_bias_of(shape, role)), None)
+        if shape.axis is None:
+            role = _role(shape, module_name, groups, "inherited", "inherited")
         elif write is not None:
-            roles.append(Role(name, "bias", write.group, *common, factor=write.name, layer=layer))
-        elif len(teacher_shape) == 1:
-            roles.append(Role(name, "vector", "vector", *common, factor=name, layer=layer))
+            role = _role(shape, module_name, groups, "bias", write.group, factor=write.name)
+        elif len(shape.teacher) == 1:
+            role = _role(shape, module_name, groups, "vector", "vector", factor=shape.name)
         else:
-            if isinstance(module, _ConvNd) or axis < -2:
-                raise InputError(
-                    f"`{groups.model_type}`: `{name}` {list(teacher_shape)} convolves the residual stream channel by "
-                    "channel, which no projection of channels commutes with; this family is not supported"
-                )
-            inner = teacher_shape[-3 - axis]
-            kind: RoleKind = "read" if axis == reads_at else "write"
-            roles.append(Role(name, kind, group, *common, inner=inner, factor=name, layer=layer))
+            role = _matrix(shape, module_name, module, groups, reads_at)
+        roles.append(role)
     return roles
+
+
+def _matrix(shape: Shape, module_name: str, module: nn.Module, groups: Groups, reads_at: int) -> Role:
+    """A read or a write.
+
+    Raises:
+        InputError: It is a convolution over the residual stream.
+    """
+    if isinstance(module, _ConvNd) or (shape.axis or 0) < -2:
+        raise InputError(
+            f"`{groups.model_type}`: `{shape.name}` {list(shape.teacher)} convolves the residual stream channel by "
+            "channel, which no projection of channels commutes with; this family is not supported"
+        )
+    kind: RoleKind = "read" if shape.axis == reads_at else "write"
+    group = groups.of(shape.name, module_name, shape.teacher)
+    return _role(shape, module_name, groups, kind, group, factor=shape.name, inner=shape.inner)
+
+
+def _role(
+    shape: Shape,
+    module_name: str,
+    groups: Groups,
+    kind: RoleKind,
+    group: Group,
+    factor: str | None = None,
+    inner: int | None = None,
+) -> Role:
+    both = shape.teacher, shape.student
+    layer = groups.layer(shape.name)
+    return Role(shape.name, kind, group, module_name, *both, shape.axis, inner=inner, factor=factor, layer=layer)
 
 
 def _taps_of(module: nn.Module, roles: list[Role]) -> list[TapSpec]:
