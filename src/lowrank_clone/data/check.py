@@ -35,6 +35,21 @@ def named(key: str) -> Iterator[None]:
         raise InputError(f"{key}.{error}") from error
 
 
+def check_length(config: DataConfig, longest: int | None) -> None:
+    """Refuse sequences that are longer than the model takes.
+
+    Args:
+        longest: Tokens that the model takes (its max_position_embeddings); None if it has no limit.
+
+    Raises:
+        InputError: They are longer.
+    """
+    if longest is not None and config.sequence_length > longest:
+        raise InputError(
+            f"data.sequence_length: got {config.sequence_length}, the model takes at most {longest} tokens; lower it"
+        )
+
+
 def check_sources(config: DataConfig) -> None:
     """Find what can be found cheaply: paths, extensions, permissions and the first rows of each file.
 

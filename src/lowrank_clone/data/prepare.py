@@ -25,7 +25,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .check import check_sources, keyed_sources, named, one_document
+from .check import check_length, check_sources, keyed_sources, named, one_document
 from .config import DataConfig, SourceConfig
 from .estimate import mix_counts
 from .files import find_files
@@ -260,8 +260,7 @@ def prepare(
             is skip; less than one block of a source on a side; a cache that can't be written.
     """
     length, shared = config.sequence_length, not isinstance(config.validation, list)
-    if max_length is not None and length > max_length:
-        raise InputError(f"data.sequence_length: got {length}, the model takes at most {max_length} tokens; lower it")
+    check_length(config, max_length)
     check_sources(config)
     check_tokenizer(config, tokenizer, vocab_size)
     train, validation = [], []

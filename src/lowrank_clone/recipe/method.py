@@ -11,6 +11,7 @@ import torch
 from ..errors import InputError
 from ..factors.parameterize import check_kinds
 from ..plan.roles import Plan, TapSpec
+from ..starts.registry import check_basis
 from .schedule import check_switches, kinds_at, objective_at
 from .schema import MethodConfig
 
@@ -42,11 +43,11 @@ def check_method(plan: Plan, method: MethodConfig, max_steps: int | None = None)
             "method.parameterization and method.start_from"
         )
     tied = plan.student_config.tie_word_embeddings or method.head_factor == "embedding"
-    if method.init == "calibrated" and method.calibration.basis == "pca" and tied:
-        raise InputError(
-            "method.calibration.basis: got pca with a tied head, expected reads or channels; the head shares the "
-            "embedding's factor, which a rotation fitted to the stream alone does not serve"
-        )
+    if method.init == "calibrated":
+        try:
+            check_basis(method.calibration.basis, tied)
+        except InputError as error:
+            raise InputError(f"method.calibration.{error}") from error
 
 
 def clone_settings(plan: Plan, method: MethodConfig) -> dict[str, Any]:

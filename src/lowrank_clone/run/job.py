@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, TrainerState
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..data.check import check_sources, keyed_sources
+from ..data.check import check_length, check_sources, keyed_sources
 from ..data.files import find_files
 from ..errors import InputError, one_line
 from ..execution.checkpointing import checkpointing_options
@@ -82,11 +82,7 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, also
     if start_from is not None:
         check_beginning(plan, recipe.method, start_from)
     tokenizer = load_tokenizer(recipe.teacher)
-    limit = max_length(plan.teacher_config)
-    if limit is not None and recipe.data.sequence_length > limit:
-        raise InputError(
-            f"data.sequence_length: got {recipe.data.sequence_length}, the model takes at most {limit} tokens; lower it"
-        )
+    check_length(recipe.data, max_length(plan.teacher_config))
     now = resolved(recipe, arguments)
     job = Job(now, plan, tokenizer, arguments, folder, checkpoint, start_from)
     if checkpoint is None:

@@ -17,7 +17,6 @@ The sweep is not repeated: each regression depends on earlier ones only, so a se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ from .calibration.stream_basis import stream_statistics
 from .calibration.streams import Spool, Streams, check_space
 from .calibration.sweep import Pair, fit_block
 from .calibration.trial_student import TrialStudent, round_to_one
-from .registry import StartInputs, StreamBasis
+from .registry import StartInputs, StreamBasis, check_basis
 
 HEAD_RIDGE = 1e-4  # relative to the mean diagonal of the moments
 
@@ -90,13 +89,7 @@ def calibrated_start(
 
 
 def _check(teacher: PreTrainedModel, plan: Plan, batches: Sequence[Tensor], basis: str, share_head: bool) -> None:
-    if basis not in get_args(StreamBasis):
-        raise InputError(f"basis: got {basis!r}, expected one of {', '.join(get_args(StreamBasis))}")
-    if basis == "pca" and (share_head or plan.student_config.tie_word_embeddings):
-        raise InputError(
-            "basis: `pca` does not go with a tied head: its gain between the stream and the head is not diagonal in "
-            "principal components, and the head has no factor to absorb it; use `reads`, which decodes the tied head"
-        )
+    check_basis(basis, share_head or plan.student_config.tie_word_embeddings)
     check_inputs(teacher, batches)
     distinct = {row.tobytes(): len(row) for ids in batches for row in ids.cpu().numpy()}
     tokens, width = sum(distinct.values()), plan.teacher_width

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +48,24 @@ class StartInputs:
     seed: int = 0
     basis: StreamBasis = "reads"
     progress: bool = False
+
+
+def check_basis(basis: str, tied: bool) -> None:
+    """Refuse a basis that does not go with the head.
+
+    Args:
+        tied: Whether the head has no factor of its own.
+
+    Raises:
+        InputError: There is no such basis, or it is not one for such a head.
+    """
+    if basis not in get_args(StreamBasis):
+        raise InputError(f"basis: got {basis!r}, expected one of {', '.join(get_args(StreamBasis))}")
+    if basis == "pca" and tied:
+        raise InputError(
+            "basis: `pca` does not go with a tied head: its gain between the stream and the head is not diagonal in "
+            "principal components, and the head has no factor to absorb it; use `reads`, which decodes the tied head"
+        )
 
 
 def make_start(name: str, inputs: StartInputs) -> dict[str, Tensor]:
