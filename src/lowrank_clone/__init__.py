@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .starts.channels import channels_start
     from .starts.random import random_start
     from .training.arguments import CloneArguments
-    from .training.optim import MuonAdamW, bind
+    from .training.checkpoint import load_clone, save_clone, start_clone
+    from .training.optim import MuonAdamW, bind, refresh
     from .training.trainer import CloneTrainer
 
 __all__ = [
@@ -46,10 +47,14 @@ __all__ = [
     "calibrated_start",
     "channels_start",
     "count_tokens",
+    "load_clone",
     "load_run",
     "make_plan",
     "prepare",
     "random_start",
+    "refresh",
+    "save_clone",
+    "start_clone",
 ]
 
 _HOMES = {
@@ -67,10 +72,14 @@ _HOMES = {
     "calibrated_start": "starts.calibrated",
     "channels_start": "starts.channels",
     "count_tokens": "objective.tokens",
+    "load_clone": "training.checkpoint",
     "load_run": "run.saved",
     "make_plan": "plan.classify",
     "prepare": "data.prepare",
     "random_start": "starts.random",
+    "refresh": "training.optim",
+    "save_clone": "training.checkpoint",
+    "start_clone": "training.checkpoint",
 }
 
 

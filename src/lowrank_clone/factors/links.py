@@ -69,16 +69,16 @@ def link_all(
             "brings the teacher's writes to its width"
         )
     for name, leaf in student.named_parameters():
-        role, wide = plan.roles[name], wide_dtype(leaf.dtype)
+        role, dtype = plan.roles[name], wide_dtype(leaf.dtype)
         if start is None or role.kind == "vector":
-            factors[name] = (start or {}).get(name, leaf.detach()).to(leaf.device, wide)
+            factors[name] = (start or {}).get(name, leaf.detach()).to(leaf.device, dtype)
             leaf.requires_grad_()
             links.append(Link(leaf, Identity(), name, name))
         elif role.kind != "inherited":
             assert role.factor is not None and role.axis is not None
             factor = embedding if share_head and role.group == "head" else role.factor
             if factor == name:
-                factors[name] = start[name].to(leaf.device, wide)
+                factors[name] = start[name].to(leaf.device, dtype)
             links.append(Link(leaf, Projected(teacher_weights[name], role.axis), factor, name))
     links += [Link(leaf, Identity(), name, name + TARGET) for name, leaf in targets.items()]
     return Factors(factors, links)

@@ -1,4 +1,4 @@
-"""Switching how a group of matrices hangs on the teacher: projected -> dense or core, without changing a logit.
+"""Switch a group of matrices from `projected` to `dense` or `core` without changing a logit.
 
 What a projected matrix can reach is a part of what is deployed (`sizes.reachable_share`); `dense` and `core` train all
 of it from where the projected one stands (Dense-LRC and CORE-LRC, arXiv 2609.02006), at the same deployed shape.

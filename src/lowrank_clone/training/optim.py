@@ -103,6 +103,7 @@ def bind(optimizer: Optimizer, factors: Factors, max_grad_norm: float | None = N
         clone(input_ids).loss.backward()
         optimizer.step()
 
+    A factor none of whose leaves got a gradient (an expert that no token chose) is left alone, weight decay included.
     Schedulers, `accelerate` and checkpoints see an ordinary optimiser. Several optimisers may share the factors, each
     with its own part of them: one drops the gradients of its part and of what no optimiser holds. A `GradScaler` looks
     at the gradients before the step: call `clone.factors.pull()` before `scaler.step(optimizer)`.
