@@ -14,13 +14,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lowrank_clone.errors import InputError
 from lowrank_clone.model import CloneModel
-from lowrank_clone.objective.probe import TapRuns, probe_taps
+from lowrank_clone.objective.probe import TapRuns, foresee_taps, probe_taps
 from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.plan.tiny import tiny_config
 from lowrank_clone.plan.tiny import tiny_model as random_model
 from lowrank_clone.training.optim import bind
 
 ATTENDING = ("self_attention.experts.input", "self_attention.experts.output")
+DELAYED = "self_attn.qkv_proj.v_proj_delayed"
 ROWS = "its rows are not the batch's tokens"
 
 
@@ -64,7 +65,7 @@ def test_modules_of_a_loop_run_several_times() -> None:
             "jetmoe",
             {f"{part}.{end}_linear" for part in ("mlp", "self_attention.experts") for end in ("input", "output")},
         ),
-        ("zaya", {"self_attn.qkv_proj.v_proj_delayed"}),
+        ("zaya", {DELAYED}),
     ],
 )
 def test_rows_that_a_router_chose_are_not_compared(
@@ -82,6 +83,11 @@ def test_a_module_that_is_never_called_is_not_compared() -> None:
     plan, probe = probed("longcat_flash")
     assert places(plan, probe.left_out) == {"mlp.router.classifier"}
     assert set(probe.left_out.values()) == {"never called: another module uses its weight"}
+
+
+@pytest.mark.parametrize(("family", "expected"), [("qwen3_moe", ""), ("zaya", f"`{DELAYED}` ({ROWS})")])
+def test_what_will_not_be_compared_is_known_without_weights(family: str, expected: str) -> None:
+    assert foresee_taps(make_plan(CONFIG_MAPPING[family](), 1024)) == expected
 
 
 # Experts that see every token, loops, a router's choice, states beside the tokens, and ordinary ones.

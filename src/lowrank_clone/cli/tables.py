@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..cost.estimate import Cost, Recompute, estimate
 from ..execution.checkpointing import checkpointing_options
+from ..objective.probe import foresee_taps
 from ..plan.roles import Plan
 from ..plan.sizes import remarks, size_rows
 from ..recipe.method import clone_settings, last_kinds
@@ -66,6 +67,8 @@ def print_plan(recipe: Recipe, plan: Plan) -> Cost:
     )
     for line in remarks(plan):
         console.print(line)
+    if recipe.method.clone_weight != 0 and (reasons := foresee_taps(plan)):
+        console.print(f"Activations that are not compared: {reasons}.")
     table = new_table("group", "kind", "tensors", "deployed parameters", "trained parameters", "reachable share")
     for row in rows:
         share = "" if row.reachable is None else f"{row.reachable:.1%}"

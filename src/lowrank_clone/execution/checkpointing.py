@@ -122,7 +122,11 @@ def elementwise_only() -> tuple[AbstractContextManager[Any], AbstractContextMana
 
 @contextmanager
 def beside_the_record() -> Iterator[None]:
-    """Run operators that the recomputation of the surrounding layer, if there is one, will not run again."""
+    """Run this block outside selective checkpointing: backward will not replay its operators.
+
+    Where a layer is being recorded, its recording mode is left for the block and entered again; elsewhere nothing
+    happens. Only what the layer itself does not need may run here, as a tap's comparison.
+    """
     record = getattr(_recording, "current", None)
     if record is None:
         yield
@@ -147,6 +151,6 @@ def _recorded(record: AbstractContextManager[Any]) -> Iterator[None]:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    # Kernels from outside PyTorch, such as flash attention's, are written for what is worth a kernel.
+    # Keep the outputs of custom kernels (flash attention) too: they are expensive.
     kept = operator in KEPT or getattr(operator, "namespace", "aten") not in ("aten", "prim", "prims")
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

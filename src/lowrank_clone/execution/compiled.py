@@ -3,6 +3,9 @@
 A hook that writes into the world outside is lost on a compiled region, so each compiled block returns its tapped
 activations beside its output, and what observes them runs outside. All blocks of a model share one function and the
 same recording hooks, so that blocks of equal structure share their compiled code.
+
+For that two things are changed for good in a compiled model: `block.forward` of every block, and the hooks of tapped
+modules, which stay after a pass. What they record goes nowhere unless `observe` is entered.
 """
 
 from __future__ import annotations

@@ -19,11 +19,14 @@ from ..hooks import hooked
 
 
 class _Stopped(BaseException):
-    """Unwinds a strand that nobody will continue."""
+    """Ends the call of a strand that nobody will continue."""
 
 
 class Strand:
-    """A call that runs in its own thread, from one `pause` to the next, while its creator waits.
+    """A call in a thread of its own that runs only while its creator waits for it, so the two never run at once.
+
+    The creator calls `advance`, and waits until the call has come to its next `pause` or its end; inside the call
+    `pause` waits for the next `advance`. What the call raises is raised by the `advance` that let it run.
 
     Of what torch keeps by thread, autocast and the CUDA device and stream go with it; grad mode and other modes do not.
     """

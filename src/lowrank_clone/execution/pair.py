@@ -53,7 +53,7 @@ class Execution:
 
     @property
     def overwrites_targets(self) -> bool:
-        """Whether the teacher has done with all its activations when the student begins."""
+        """Whether the comparison may reuse the teacher's outputs as its buffer: true if the teacher has finished."""
         return self._order == "sequential"
 
     def compile(self, **options: Any) -> None:

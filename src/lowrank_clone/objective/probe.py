@@ -19,7 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..hooks import evaluating, floating, hooked
-from ..plan.roles import TapSpec
+from ..plan.classify import make_plan
+from ..plan.roles import Plan, TapSpec
+from ..plan.tiny import tiny_config, tiny_model
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,19 @@ class Probe:
             if tap.name in self.left_out:
                 places[self.left_out[tap.name]].add(tap.module.partition(f".{tap.layer}.")[2])
         return "; ".join(f"{', '.join(f'`{p}`' for p in sorted(names))} ({why})" for why, names in places.items())
+
+
+def foresee_taps(plan: Plan) -> str:
+    """Which of a plan's taps will not be compared and why, tried on a tiny model of its layout; "" where all will.
+
+    Nothing is known, and "" returned, where no tiny model can be made of the layout; loading the teacher shows it then.
+    """
+    try:
+        model = tiny_model(tiny_config(plan.teacher_config))
+        taps = make_plan(model.config, model.config.hidden_size // 2).taps
+        return probe_taps(model, taps, model.config.hidden_size).reasons(taps)
+    except Exception:  # the rules that shrink a config do not know this layout
+        return ""
 
 
 @dataclass

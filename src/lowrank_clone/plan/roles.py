@@ -76,11 +76,14 @@ class Plan:
 
     @property
     def trained_parameters(self) -> int:
-        """Numbers that the optimiser sees when every matrix is `projected`."""
+        """How many numbers the optimiser holds when every matrix is `projected`."""
         return sum(map(self.trained, self.roles.values()))
 
     def trained(self, role: Role, kind: str = "projected") -> int:
-        """Those of one parameter whose group is of this kind; a projected bias hangs on its write's factor."""
+        """How many numbers the optimiser holds for `role` if its group is parameterised as `kind`.
+
+        The bias of a projected write adds none: the write's factor generates it.
+        """
         if kind == "projected" and role.kind in ("read", "write", "bias"):
             return 0 if role.kind == "bias" else self.teacher_width * self.student_width
         return 0 if role.kind == "inherited" else math.prod(role.student_shape)
