@@ -387,6 +387,23 @@ def test_two_lengths(recipe_file: Path, rival: str) -> None:
     assert "total_tokens to null" in message
 
 
+def test_a_length_that_is_said_later_replaces_another(recipe_file: Path, tmp_path: Path) -> None:
+    recipe_file.write_text(MINIMAL + "training: {num_train_epochs: 2, learning_rate: 1e-3}\n")
+    for override, total, rest in (
+        ("training.max_steps=5", None, {"max_steps": 5}),
+        ("training.total_tokens=1e6", 1_000_000, {}),
+        ("training.num_train_epochs=3", None, {"num_train_epochs": 3}),
+        ("training.max_steps=-1", None, {"num_train_epochs": 2, "max_steps": -1}),
+    ):
+        training = load_recipe(str(recipe_file), [override]).training
+        assert (training.total_tokens, training.arguments) == (total, {"learning_rate": 1e-3, **rest})
+    above = tmp_path / "above.yaml"
+    above.write_text("base: recipe.yaml\ntraining: {max_steps: 7}\n")
+    assert load_recipe(str(above)).training.arguments == {"learning_rate": 1e-3, "max_steps": 7}
+    with pytest.raises(InputError, match="expected only one of the two"):
+        load_recipe(str(recipe_file), ["training.max_steps=5", "training.total_tokens=9"])
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -46,10 +46,22 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
         InputError: the file cannot be read or is not a mapping in valid YAML, a key is unknown, missing or given twice,
             or a value has the wrong type or is out of range.
     """
-    tree = _read(path_or_name)
+    tree, said = _read(path_or_name), dict[str, Any]()
     for override in overrides:
         apply_override(tree, override)
+        if override.partition("=")[0].strip().startswith("training."):
+            apply_override(said, override)
+    _keep_one_length(tree.get("training"), said.get("training"))
     return parse_recipe(tree)
+
+
+def _keep_one_length(training: Any, said_later: Any) -> None:
+    """A length of the run that is said later, on the command line or over a base, replaces another way of saying it."""
+    if isinstance(training, dict) and isinstance(said_later, dict):
+        given = [key for key in LENGTHS if said_later.get(key) not in (None, -1)]
+        for key in LENGTHS:
+            if given and key not in said_later:
+                training.pop(key, None)
 
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
@@ -145,7 +157,9 @@ def _read(path_or_name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         base = os.path.normpath(Path(path_or_name).parent / Path(base).expanduser())
     if base in (*above, os.path.normpath(path_or_name)):
         raise InputError(f"{path_or_name}: base: `{base}` rests on this recipe itself; expected another one")
-    return _overlay(_read(base, (*above, os.path.normpath(path_or_name))), tree)
+    below = _read(base, (*above, os.path.normpath(path_or_name)))
+    _keep_one_length(below.get("training"), tree.get("training"))
+    return _overlay(below, tree)
 
 
 def _overlay(base: dict[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
