@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,12 +23,13 @@ from ..model import CloneModel
 from ..plan.roles import Plan
 from .complete import STATE_FILE
 from .digest import digest_of
-from .manifest import damage, remove_files, seal
+from .manifest import damage, seal
 from .stored import FACTORS_FILE, FORMAT, PLAN_FILE, Stored, read_stored
 
 # What a run needs beside the clone to go on as if it had not stopped.
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", STATE_FILE)
-_log = logging.getLogger(__name__)
+# What torch and Trainer raise at a file that is none of theirs, or another run's.
+READ_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, UnpicklingError)
 
 
 def save_clone(clone: CloneModel, folder: Path) -> None:
@@ -237,22 +237,8 @@ def readable(folder: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        UnpicklingError,
-    ) as error:
+    except READ_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{folder}: the optimiser, its schedule or the random state there can't be gone on with: {reason}"
         ) from error
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Delete what `CloneTrainer` wrote into a checkpoint's folder, and the folder if nothing else is in it."""
-    remove_files(folder)

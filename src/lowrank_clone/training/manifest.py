@@ -47,7 +47,9 @@ def damage(folder: Path) -> str | None:
     if not (folder / MANIFEST_FILE).is_file():
         return f"it has no {MANIFEST_FILE}, which is written last, so its save was cut off"
     manifest = _read(folder)
-    if manifest.get("format", FORMAT) != FORMAT:
+    if "format" not in manifest:
+        return f"its {MANIFEST_FILE} is damaged"
+    if manifest["format"] != FORMAT:
         return f"its {MANIFEST_FILE} has format {manifest['format']}, expected {FORMAT}; another version wrote it"
     if not sealed_files(folder):
         return f"its {MANIFEST_FILE} is damaged"

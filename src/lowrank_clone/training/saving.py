@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .checkpoint import remove_checkpoint
 from .complete import complete_checkpoints
+from .manifest import remove_files
 
 
 class TimedCheckpoints(TrainerCallback):
@@ -48,7 +48,7 @@ class TimedCheckpoints(TrainerCallback):
         """Start the clock anew, and drop the last checkpoint that the clock had asked for."""
         self._last = self._clock()
         if args.should_save and self._timed not in (None, state.global_step, state.best_global_step):
-            remove_checkpoint(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self._timed}")
+            remove_files(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self._timed}")
         self._timed, self._due = state.global_step if self._due else None, False
 
 
@@ -98,4 +98,4 @@ def rotate(run: Path, limit: int | None, newest: Path, best: str | None) -> None
     kept = {newest.resolve()} | ({Path(best).resolve()} if best is not None else set())
     old = [found[step] for step in sorted(found) if found[step].resolve() not in kept]
     for folder in old[: max(len(found) - max(limit, len(kept)), 0)]:
-        remove_checkpoint(folder)
+        remove_files(folder)
