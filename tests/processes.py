@@ -50,7 +50,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "normalised": ({"clone_normalization": "target"}, {"max_steps": 4, "eval_on_start": True}, rows(9)),
     "accumulated": (
         {"clone_normalization": "target"},
-        {"max_steps": 3, "gradient_accumulation_steps": 2, "ddp_find_unused_parameters": False},
+        {"gradient_accumulation_steps": 2, "ddp_find_unused_parameters": False, "eval_strategy": "no", "max_steps": 4},
         rows(13),
     ),
     "stream": ({"clone_weight": 0.0}, {"max_steps": 4, "logging_steps": 3}, Stream(rows(13, least=10))),

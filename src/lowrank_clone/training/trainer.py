@@ -256,6 +256,8 @@ class CloneTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = self._checkpoint_dir()
+        if self.clone.target_squares is not None:
+            self.clone.target_squares.fold()  # what is saved is of all processes
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with written_whole(folder, self.args.should_save, self.accelerator.wait_for_everyone):
