@@ -101,7 +101,7 @@ def test_before_the_first_step_a_run_to_resume_or_to_replace_is_as_it_was(
 def test_a_long_start_is_computed_once(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     options = ("method.init=channels", "method.calibration.tokens=128", "training.eval_on_start=true")
     with monkeypatch.context() as patch:
-        signals_at(patch, trainer, "evaluate_losses")  # in the evaluation before the first step
+        signals_at(patch, trainer, "evaluate_set")  # in the evaluation before the first step
         assert lrc("train", recipe, *options) == 130
     run = tmp_path / "run"
     assert f"{run / 'checkpoint-0'} is saved" in said(capsys) and last_checkpoint(run) == run / "checkpoint-0"
@@ -119,7 +119,7 @@ def test_a_long_start_is_computed_once(recipe: Path, tmp_path: Path, capsys, mon
 def test_an_evaluation_is_not_waited_for(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     options = ("training.eval_strategy=steps", "training.eval_steps=1", "training.eval_on_start=false")
     with monkeypatch.context() as patch:
-        signals_at(patch, trainer, "evaluate_losses")
+        signals_at(patch, trainer, "evaluate_set")
         assert lrc("train", recipe, *options, "training.max_steps=4", "training.save_steps=100") == 130
     assert "after step 1 of 4" in said(capsys)
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-1"

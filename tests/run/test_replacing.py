@@ -309,3 +309,38 @@ def test_a_loss_that_is_no_number_costs_neither_run(recipe: Path, run: Path, cap
     assert {name: digest for name, digest in contents(run).items() if not name.startswith(NEW)} == before
     assert lrc("train", recipe, "--resume", "training.max_steps=4", "training.save_steps=4") == 0
     assert not (run / NEW).exists() and (run / "checkpoint-4").is_dir() and not (run / "checkpoint-2").exists()
+
+
+@pytest.mark.parametrize("kind", ["theirs", "link"])
+def test_a_resumed_run_writes_over_nothing_of_the_user_s(
+    recipe: Path, run: Path, tmp_path: Path, kind: str, capsys
+) -> None:
+    """As when a run ended before its export, and somebody put a folder of that name there."""
+    student, other = run / "student", tmp_path / "other"
+    shutil.rmtree(student)
+    if kind == "link":
+        other.mkdir()
+        student.symlink_to(other)
+    else:
+        student.mkdir()
+    (student / "weights.bin").write_text("mine")
+    before = contents(run)
+    assert f"`{student}` " in refused(capsys, "train", recipe, "--resume", "training.max_steps=3")
+    assert contents(run) == before
+
+
+def test_a_recipe_that_was_edited_in_the_run_s_folder_is_kept(run: Path) -> None:
+    file = run / "recipe.yaml"
+    text = "# my remark\n" + file.read_text().replace("max_steps: 2", "max_steps: 3").replace(f"{file.parent}", "x")
+    edited = text.replace(text[text.index("output_dir: ") :].splitlines()[0], f"output_dir: {run}")
+    file.write_text(edited)
+    assert lrc("train", file, "--resume") == 0
+    assert (run / "recipe.yaml.changed").read_text() == edited and "max_steps: 3" in file.read_text()
+
+
+def test_paths_that_can_t_be_are_one_line(run: Path, tmp_path: Path, capsys) -> None:
+    long = "n" * 300
+    assert "File name too long" in refused(capsys, "inspect", tmp_path / long)
+    assert "File name too long" in refused(capsys, "export", tmp_path / long, tmp_path / "out")
+    assert "File name too long" in refused(capsys, "export", run, tmp_path / long)
+    assert "lies below the file" in refused(capsys, "export", run, run / "metrics.jsonl" / "out")

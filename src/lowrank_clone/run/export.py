@@ -74,6 +74,9 @@ def check_output(output: Path, run: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
         raise InputError(f"`{output}` is not empty; give a new folder")
     real, inside = output.resolve(), run.resolve()
+    nearest = next(path for path in (real, *real.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"`{output}` lies below the file `{nearest}`; give a new folder")
     if real == inside or inside in real.parents:
         raise InputError(f"`{output}` lies inside the run `{run}`, where runs are replaced; give a folder elsewhere")
 

@@ -18,7 +18,7 @@ from ..training.manifest import seal
 from ..training.metrics import MetricsFile
 from ..training.trainer import CloneTrainer
 from .disk import disk_errors, shown_path
-from .manifest import MANIFEST_FILE, RUN_FILES, our_files, record, remove
+from .manifest import MANIFEST_FILE, RUN_FILES, our_files, record, remove, set_aside
 from .place import NEW
 
 
@@ -65,6 +65,7 @@ class RunFolder:
             return
         part = self.path / f".{name}.part"
         part.write_text(text, encoding="utf-8")
+        set_aside(self.path, self.path / name)
         os.replace(part, self.path / name)
         self.add([self.path / name])
 

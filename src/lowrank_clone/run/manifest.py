@@ -79,10 +79,14 @@ def remove(files: Iterable[Path], folder: Path) -> None:
             parent.rmdir()
 
 
-def set_aside(folder: Path, below: Path) -> None:
-    """Keep files of a run's that somebody changed as `NAME.changed`, since their names are about to be written anew."""
+def set_aside(folder: Path, place: Path) -> None:
+    """Keep files of a run's that somebody changed as `NAME.changed`, since their names are about to be written anew.
+
+    Args:
+        place: The file, or the folder with the files, that is about to be written.
+    """
     for changed in changed_files(folder):
-        if below in changed.parents:
+        if place == changed or place in changed.parents:
             os.replace(changed, changed.with_name(f"{changed.name}.changed"))
 
 
@@ -103,22 +107,26 @@ def refuse_inside(folder: Path, below: Path, names: re.Pattern[str]) -> None:
         )
 
 
-def refuse_strangers(folder: Path, names: Iterable[str]) -> None:
+def refuse_strangers(folder: Path, names: Iterable[str], *, replaced: bool) -> None:
     """Refuse a folder in which something of the user's has a name that a run would write.
+
+    Args:
+        replaced: Whether the run that is there goes; if not, files of its that were changed will be set aside.
 
     Raises:
         InputError: It is a link, it was changed since a run wrote it, or no run wrote it.
     """
     away = "which a run would write over; move it elsewhere, or give another training.output_dir"
-    ours = our_files(folder)
+    changed = changed_files(folder)
+    ours = [*our_files(folder), *changed]
     for path in sorted(folder.iterdir()):
-        if path.name not in names and not _CHECKPOINT.fullmatch(path.name):
+        if path.name not in names and not (replaced and _CHECKPOINT.fullmatch(path.name)):
             continue
         if path.is_symlink():
             raise InputError(f"training.output_dir: `{path}` is a link, {away}")
         if not any(path == file or path in file.parents for file in ours):
             raise InputError(f"training.output_dir: `{path}` was not written by this library, {away}")
-    if changed := changed_files(folder):
+    if changed and replaced:
         raise InputError(f"training.output_dir: `{changed[0]}` was changed since its run wrote it, {away}")
 
 

@@ -37,6 +37,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool, also: Iterable[
         checkpoint = resumable(folder)
         begun = holds_run(folder) or holds_run(folder / NEW)
         if resume and checkpoint is not None:
+            refuse_strangers(checkpoint.parent, [*RUN_FILES, "student", *also], replaced=False)
             return checkpoint
         if resume or not overwrite:
             raise InputError(_advice(folder, checkpoint, begun, resume))
@@ -45,7 +46,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool, also: Iterable[
                 f"--overwrite: `{folder}` is not empty and holds no run that could be replaced; "
                 "give another training.output_dir"
             )
-        refuse_strangers(folder, [*RUN_FILES, "student", *also])
+        refuse_strangers(folder, [*RUN_FILES, "student", *also], replaced=True)
         return None
 
 

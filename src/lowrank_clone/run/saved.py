@@ -20,6 +20,7 @@ from ..training.complete import complete_checkpoints, last_checkpoint
 from ..training.metrics import read_metrics
 from .build import device_of, to_be_loaded, wrap
 from .continuing import FROM_SCRATCH
+from .disk import disk_errors, shown_path
 from .job import Job, make_arguments, plan_of, start_checkpoint
 from .record import Results, read_results
 from .resolve import resolve_dtype
@@ -49,9 +50,10 @@ def open_run(folder: Path, checkpoint: Path | None = None) -> SavedRun:
     Raises:
         InputError: It is no run's folder, nothing is saved there yet, or its teacher's config is not found.
     """
-    if not (folder / "recipe.yaml").is_file():
-        raise InputError(f"`{folder}` holds no recipe.yaml; expected the folder of a run")
-    found = last_checkpoint(folder) if checkpoint is None else checkpoint
+    with disk_errors(f"`{shown_path(folder)}` can't be read"):
+        if not (folder / "recipe.yaml").is_file():
+            raise InputError(f"`{folder}` holds no recipe.yaml; expected the folder of a run")
+        found = last_checkpoint(folder) if checkpoint is None else checkpoint
     if found is None:
         raise InputError(f"`{folder}` holds no complete checkpoint; let the run go on until it has saved one")
     if found not in complete_checkpoints(found.parent).values():
