@@ -122,6 +122,23 @@ def test_observed_activations_are_those_of_the_linears() -> None:
         assert torch.equal(output, (given @ weight.T).flatten(0, 1))
 
 
+@pytest.mark.parametrize("family", ["olmo", "llama4_text"])
+def test_what_was_observed_stays_what_the_module_returned(family: str) -> None:
+    fields = {"clip_qkv": 0.05, "hidden_size": 32, "num_local_experts": 4, "num_experts_per_tok": 1}
+    model = tiny_model(family, **fields)
+    width, seen, then = model.config.hidden_size, {}, {}
+    taps = make_plan(model.config, 16).taps
+
+    def see(tap: TapSpec, given: Tensor, output: Tensor) -> None:
+        seen[tap.name], then[tap.name] = output, output.clone()
+
+    with torch.no_grad():
+        with observe(model, taps, width, see):
+            logits = model(batch()).logits
+        assert torch.equal(model(batch()).logits, logits)
+    assert seen and all(torch.equal(seen[name], then[name]) for name in seen)
+
+
 def test_observers_are_gone_afterwards_even_after_an_error() -> None:
     model, count = tiny_model("llama"), []
     with observe(model, [GATE, DOWN], 24, lambda *_: count.append(1)):

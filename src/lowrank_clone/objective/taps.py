@@ -22,7 +22,7 @@ Watch = Callable[[Iterable[TapSpec], Observer], AbstractContextManager[None]]
 
 @contextmanager
 def observe(
-    model: nn.Module, taps: Iterable[TapSpec], width: int, observer: Observer, changed: Iterable[str] = ()
+    model: nn.Module, taps: Iterable[TapSpec], width: int, observer: Observer, changed: Iterable[str] | None = None
 ) -> Iterator[None]:
     """Call `observer(tap, input [n, w_in], output [n, w])` whenever a tapped module of `model` runs.
 
@@ -30,12 +30,16 @@ def observe(
 
     Args:
         width: The model's residual width, that of the writes' outputs.
-        changed: Modules whose output the model changes in place afterwards. The model is given a copy of it, so that
-            what was observed stays what the module returned, and a checkpoint that keeps it finds it unchanged.
+        changed: Modules whose output the model changes in place afterwards (`probe.py`). The model is given a copy of
+            it, so that what was observed stays what the module returned, and a checkpoint that keeps it finds it
+            unchanged. Where they are not given, every tapped module's caller is given a copy.
     """
-    hooks = [(model.get_submodule(tap.module), _hook(tap, width, observer)) for tap in taps]
-    copies = [(model.get_submodule(name), give_copy) for name in changed]
-    with hooked(hooks + copies, "after"):  # in this order: observers see what the module made itself
+    taps = list(taps)
+    tapped = dict.fromkeys(tap.module for tap in taps)
+    copied = tapped if changed is None else dict.fromkeys(changed)
+    hooks = [(model.get_submodule(t.module), _hook(t, width, observer, t.module in copied)) for t in taps]
+    copies = [(model.get_submodule(name), give_copy) for name in copied if name not in tapped]
+    with hooked(hooks + copies, "after"):
         yield
 
 
@@ -44,11 +48,12 @@ def give_copy(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     return tree_map_only(Tensor, torch.clone, output)
 
 
-def _hook(tap: TapSpec, width: int, observer: Observer) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+def _hook(tap: TapSpec, width: int, observer: Observer, copy: bool) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         shown = tap_output(tap, width, output)
         given = floating([*args, *kwargs.values()])
         observer(tap, shown if given is None else given, shown)
+        return give_copy(module, args, kwargs, output) if copy else None
 
     return hook
 
