@@ -58,6 +58,9 @@ def test_the_last_step_of_an_epoch_may_be_smaller(recipe: Path, capsys) -> None:
     asked = ["training.max_steps=-1", "training.num_train_epochs=2", "training.per_device_train_batch_size=100"]
     code, out = lrc(capsys, "train", recipe, "--dry-run", *asked)
     assert code == 0 and "The run reads 360 blocks in 4 steps: 2 epochs" in out
+    asked = ["training.max_steps=5", "training.per_device_train_batch_size=100000"]  # more than the text has
+    code, out = lrc(capsys, "train", recipe, "--dry-run", *asked)
+    assert code == 0 and "The run reads 900 blocks in 5 steps: 5 epochs" in out
 
 
 @pytest.mark.parametrize("options", [("--dry-run",), ()])

@@ -81,14 +81,16 @@ def _length(job: Job, train_blocks: int | None) -> tuple[int | None, int | None]
     """Steps of a run, and blocks that it reads; None while neither is known."""
     arguments = job.arguments
     batch = arguments.per_device_train_batch_size * arguments.world_size
-    per_step = batch * arguments.gradient_accumulation_steps
-    if arguments.max_steps > 0:
-        return arguments.max_steps, arguments.max_steps * per_step
-    if train_blocks is None:
-        return None, None
+    if not train_blocks:
+        steps = arguments.max_steps if arguments.max_steps > 0 else None
+        return steps, None if steps is None else steps * batch * arguments.gradient_accumulation_steps
     # As Trainer counts: the last batch of an epoch may be smaller, and so may its last step.
-    steps = math.ceil(math.ceil(train_blocks / batch) / arguments.gradient_accumulation_steps)
-    return math.ceil(steps * arguments.num_train_epochs), math.ceil(train_blocks * arguments.num_train_epochs)
+    per_epoch = math.ceil(math.ceil(train_blocks / batch) / arguments.gradient_accumulation_steps)
+    if arguments.max_steps > 0:
+        whole, rest = divmod(arguments.max_steps, per_epoch)
+        read = rest * batch * arguments.gradient_accumulation_steps
+        return arguments.max_steps, whole * train_blocks + min(read, train_blocks)
+    return math.ceil(per_epoch * arguments.num_train_epochs), math.ceil(train_blocks * arguments.num_train_epochs)
 
 
 def check_blocks(job: Job, train_blocks: int) -> None:
