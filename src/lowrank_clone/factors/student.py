@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import InputError
 from ..plan.roles import Plan
+
+logger = logging.getLogger(__name__)
 
 
 def check_teacher(teacher: PreTrainedModel) -> None:
@@ -25,6 +28,23 @@ def check_teacher(teacher: PreTrainedModel) -> None:
             )
 
 
+def align_experts(model: PreTrainedModel) -> None:
+    """Let experts run one by one where the kernel for all of them at once does not take their widths.
+
+    `torch.nn.functional.grouped_mm` wants rows of whole 16 bytes: widths that are multiples of 4 in float32, of 8 in
+    bfloat16.
+    """
+    rows = {n * p.element_size() for p in model.parameters() if p.ndim == 3 for n in p.shape[-2:]}
+    if model.config._experts_implementation == "grouped_mm" and any(row % 16 for row in rows):
+        model.set_experts_implementation("eager")
+        logger.warning(
+            "`%s` of width %d: its experts run one by one, slower; at a multiple of %d they would run at once",
+            model.config.model_type,
+            model.config.hidden_size,
+            16 // torch.empty(0, dtype=model.dtype).element_size(),
+        )
+
+
 def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype, inherit: bool = True) -> PreTrainedModel:
     """The student, its inherited parameters and buffers copied and frozen, all else still as its family starts it.
 
@@ -38,6 +58,7 @@ def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype, inhe
             attn_implementation=teacher.config._attn_implementation,
             experts_implementation=teacher.config._experts_implementation,
         )
+    align_experts(student)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     if not inherit:
         return student

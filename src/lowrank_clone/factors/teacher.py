@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..plan.pieces import cut_tensors, shapes_of
+from .student import align_experts
 
 
 def as_type(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
@@ -19,6 +20,7 @@ def as_type(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedMod
             are the teacher's or pieces of them. The weights are views of the teacher's memory.
     """
     if type(teacher.config) is type(config):
+        align_experts(teacher)
         return teacher
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(

@@ -53,6 +53,26 @@ def on_meta(config: PretrainedConfig) -> PreTrainedModel:
         raise cannot_build(config.model_type, config.hidden_size, error) from error
 
 
+def attention_of(config: PretrainedConfig, implementation: str) -> str:
+    """The attention implementation that `implementation` means for the decoder of this config: `auto` is its class's.
+
+    Raises:
+        InputError: The class has no such implementation, or what it needs is not installed.
+    """
+    text = decoder_config(config)
+    try:
+        with torch.device("meta"):
+            chosen = {} if implementation == "auto" else {"attn_implementation": implementation}
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(text), **chosen)
+    except Exception as error:  # each in its own way
+        reason = " ".join(str(error).split()).partition(". ")[0].partition("! ")[0]
+        raise InputError(
+            f"teacher.attn_implementation: `{text.model_type}` can't be built with {implementation}: {reason[:200]}; "
+            "leave it `auto`, which is sdpa where the class has it, else eager"
+        ) from error
+    return str(model.config._attn_implementation)
+
+
 def cannot_build(model_type: str, hidden_size: int, error: BaseException) -> InputError:
     """The error of a config or model that its family refuses to make at this width."""
     while error.__cause__ is not None:  # validators wrap what they have to say

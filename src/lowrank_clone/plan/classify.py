@@ -152,7 +152,8 @@ def _plan(
         try:
             wide, narrow = configs(teacher, hidden_size, overrides, explicit_head_dim, other_types)
             reference, student = on_meta(wide), on_meta(narrow)
-            plan = Plan(wide, narrow, *_classify(reference, student, teacher.hidden_size, hidden_size))
+            found = _classify(reference, student, teacher.hidden_size, hidden_size)
+            plan = Plan(wide, narrow, *found, teacher_type=teacher.model_type)
             check_runs(reference, student)
             return plan
         except InputError as refusal:

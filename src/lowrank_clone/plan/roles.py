@@ -54,6 +54,8 @@ class Plan:
     student_config: PretrainedConfig
     roles: Mapping[str, Role] = field(repr=False)
     taps: tuple[TapSpec, ...] = field(repr=False)
+    teacher_type: str = ""
+    """The teacher's own model type, where `teacher_config` is of an equivalent one."""
 
     @property
     def teacher_width(self) -> int:

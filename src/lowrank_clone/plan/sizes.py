@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
+from .architecture import attention_of
 from .noise import training_noise
 from .roles import Group, Plan, Role
 
@@ -59,12 +60,23 @@ def reachable_share(plan: Plan, role: Role) -> float:
 def remarks(plan: Plan) -> list[str]:
     """What a user should know of a plan besides its sizes."""
     found = []
-    ours, theirs = plan.student_config.model_type, plan.teacher_config.model_type
+    ours = plan.student_config.model_type
+    theirs = plan.teacher_type or plan.teacher_config.model_type
     if ours != theirs:
         heads = plan.student_config.num_attention_heads
         found.append(
             f"The student is saved as type `{ours}`: the config of `{theirs}` refuses hidden_size={plan.student_width} "
-            f"with {heads} heads, and `{ours}` is the same model (same parameters, same logits)."
+            f"with {heads} heads, and `{ours}` is the same model (same weights, same logits)."
+        )
+    if attention_of(plan.teacher_config, "auto") == "eager":
+        found.append(f"Attention: `{theirs}` has no sdpa, so `teacher.attn_implementation: auto` is eager.")
+    experts = [role for role in plan.roles.values() if role.group == "experts"]
+    uneven = sorted({n for role in experts for n in role.student_shape[-2:] if n % 8})
+    if uneven:
+        down = uneven[0] // 8 * 8
+        found.append(
+            f"Experts: a width of {uneven[0]} is no multiple of 8 (bfloat16; 4 in float32), so they run one by one, "
+            f"slower; the nearest widths at which they run at once are {down} and {down + 8}."
         )
     if noise := training_noise(plan.teacher_config.to_dict()):
         fields = ", ".join(f"{key}={value:g}" for key, value in noise.items())

@@ -32,8 +32,10 @@ class TeacherConfig:
     """Branch, tag or commit on the Hub; null is the default branch."""
     dtype: Dtype = "auto"
     """Type of the teacher's weights; auto is bfloat16 on an accelerator and float32 on the CPU."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention implementation of both models."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    """Attention implementation of both models; auto is sdpa where their class has it, else eager."""
+    dequantize: bool = False
+    """Load weights that are stored quantised (MXFP4, block FP8) as the floats that they stand for."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,33 +1,55 @@
-"""Loading a teacher: a Hub id, a local folder, or a GGUF file that transformers dequantises."""
+"""Loading a teacher: a Hub id, a local folder, or a GGUF file that transformers dequantises. Never runs its code."""
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+)
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..plan.architecture import decoder_config
+from ..plan.architecture import attention_of, decoder_config
 from ..recipe.schema import TeacherConfig
 from .located import is_gguf, local_teacher
+from .weights import check_leftovers, check_stored
+
+_LOADERS = (
+    (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
+    (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+    (MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM),
+)
 
 
 def load_config(teacher: TeacherConfig) -> PretrainedConfig:
-    """The teacher's own config, with no weights read.
+    """The teacher's own config, with no weights read; of a local folder, how its weights are stored is looked at.
 
     Raises:
-        InputError: Nothing loadable is there, the model is quantised, or it is no decoder language model.
+        InputError: Nothing loadable is there, the model is quantised, it is no decoder language model, it has not the
+            attention that is asked for, or its files are damaged.
     """
     config = _load(AutoConfig.from_pretrained, teacher)
     decoder_config(config)
-    if not is_gguf(teacher.model) and config.to_dict().get("quantization_config"):
-        raise InputError(
-            f"teacher.model: `{teacher.model}` is stored quantised; expected float32, bfloat16 or float16 weights, "
-            "which are the basis of the student's; use the unquantised model or a GGUF file"
-        )
+    _loader(config)
+    attention_of(config, teacher.attn_implementation)
+    quantised = not is_gguf(teacher.model) and config.to_dict().get("quantization_config")
+    if quantised:
+        _dequantising(teacher, quantised)
+    path = local_teacher(teacher.model)
+    if path is not None and path.is_dir():
+        check_stored(path, as_floats=not quantised)
     return config
 
 
@@ -46,21 +68,20 @@ def load_teacher(teacher: TeacherConfig, dtype: torch.dtype, device: torch.devic
     Raises:
         InputError: The weights are missing, incomplete or in the wrong form.
     """
-    model, info = _load(
-        AutoModelForCausalLM.from_pretrained,
-        teacher,
-        dtype=torch.float32 if is_gguf(teacher.model) else dtype,  # GGUF tensors are dequantised to float32 in any case
-        attn_implementation=teacher.attn_implementation,
-        output_loading_info=True,
-    )
-    if info["missing_keys"]:
-        raise InputError(
-            f"teacher.model: `{teacher.model}` lacks {len(info['missing_keys'])} tensors of its architecture, the "
-            f"first `{sorted(info['missing_keys'])[0]}`; expected a complete checkpoint"
-        )
+    config = load_config(teacher)
+    options: dict[str, Any] = {"dtype": dtype}
+    quantised = config.to_dict().get("quantization_config")
+    if is_gguf(teacher.model):
+        options["dtype"] = torch.float32  # its tensors are dequantised to float32 in any case
+    elif quantised:
+        options["quantization_config"] = _dequantising(teacher, quantised)
+    if teacher.attn_implementation != "auto":
+        options["attn_implementation"] = teacher.attn_implementation
+    model, info = _load(_loader(config).from_pretrained, teacher, output_loading_info=True, **options)
+    check_leftovers(teacher.model, model, info)
     model = _text_model(model)
     assert isinstance(model, PreTrainedModel)
-    if is_gguf(teacher.model):
+    if is_gguf(teacher.model) or quantised:
         # The weights are plain floats by now, and what is saved of them should say so.
         model.config.quantization_config = None
         del model.config.quantization_config
@@ -70,13 +91,45 @@ def load_teacher(teacher: TeacherConfig, dtype: torch.dtype, device: torch.devic
     return model if device is None else nn.Module.to(model, device)
 
 
+def _loader(config: PretrainedConfig) -> Any:
+    for mapping, loader in _LOADERS:
+        if type(config) in mapping:
+            return loader
+    raise InputError(
+        f"teacher.model: type `{config.model_type}` has no model with a text head in the installed transformers; "
+        "save its text model by itself and use that"
+    )
+
+
+def _dequantising(teacher: TeacherConfig, stored: Mapping[str, Any] | Any) -> Any:
+    """The config with which transformers dequantises this teacher's weights while it loads them."""
+    stored = stored if isinstance(stored, Mapping) else stored.to_dict()
+    method = stored.get("quant_method")
+    kind: Any = AUTO_QUANTIZATION_CONFIG_MAPPING.get(str(method))
+    if kind is None or "dequantize" not in inspect.signature(kind).parameters:
+        raise InputError(
+            f"teacher.model: `{teacher.model}` is stored quantised ({method}), which transformers can't dequantise "
+            "while loading; a clone's weights are made of the teacher's as float32, bfloat16 or float16 numbers; use "
+            "the unquantised model or a GGUF file"
+        )
+    if not teacher.dequantize:
+        raise InputError(
+            f"teacher.model: `{teacher.model}` is stored quantised ({method}); set teacher.dequantize: true to load "
+            "its weights as the numbers that they stand for, or use the unquantised model or a GGUF file"
+        )
+    fields = {key: value for key, value in stored.items() if key != "quant_method"}
+    return kind.from_dict({**fields, "dequantize": True})
+
+
 def _text_model(model: PreTrainedModel) -> PreTrainedModel:
     """The text model inside a multimodal one, sharing its weights; any other model itself."""
     config = decoder_config(model.config)
     if config is model.config:
         return model
     with torch.device("meta"):
-        text = AutoModelForCausalLM.from_config(config, attn_implementation=model.config._attn_implementation)
+        text = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation=config._attn_implementation, dtype=model.dtype
+        )
     decoder = model.get_decoder()
     if type(decoder) is not type(text.base_model) or model.get_output_embeddings() is None:
         raise InputError(
@@ -102,11 +155,17 @@ def _load(loader: Any, teacher: TeacherConfig, **options: Any) -> Any:
     else:
         name = str(path)
     try:
-        return loader(name, **options)
+        # Said outright: unsaid, transformers asks on the terminal whether to run the code that a teacher comes with.
+        return loader(name, trust_remote_code=False, **options)
     except InputError:
         raise
     except Exception as error:  # the loaders raise many types; each is one line for the user here
         reason = " ".join(str(error).split())[:300]
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"teacher.model: `{teacher.model}` comes with modelling code of its own, which is never run here; use "
+                "a model of a type that the installed transformers has, or a newer transformers"
+            ) from error
         raise InputError(
             f"teacher.model: `{teacher.model}` can't be loaded: {type(error).__name__}: {reason}"
         ) from error
