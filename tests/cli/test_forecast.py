@@ -12,6 +12,7 @@ from tiny_tokenizer import tiny_tokenizer
 from lowrank_clone.cli.main import main
 from lowrank_clone.recipe.load import load_recipe
 from lowrank_clone.run.forecast import measured_rate
+from lowrank_clone.run.place import output_folder
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,7 @@ def test_init_checks_its_teacher_and_its_text(recipe: Path, tmp_path: Path, caps
         code, err = lrc(capsys, "init", *arguments)
         assert code == 2 and err.count("\n") == 1 and message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_no_output_folder_is_the_default_one(recipe: Path) -> None:
+    assert output_folder(load_recipe(str(recipe), ["training.output_dir="])) == Path("runs/train")

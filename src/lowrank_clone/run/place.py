@@ -18,7 +18,7 @@ LONGEST_PATH = 3900  # bytes of a folder's path, so that what is written below i
 
 def output_folder(recipe: Recipe) -> Path:
     """Where the run goes."""
-    return Path(str(recipe.training.arguments.get("output_dir", "runs/train"))).expanduser()
+    return Path(recipe.training.arguments.get("output_dir") or "runs/train").expanduser()
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool, also: Iterable[str] = ()) -> Path | None:
