@@ -15,6 +15,7 @@ from ..data.config import DataConfig
 from ..data.estimate import TextEstimate, estimate_text
 from ..errors import InputError
 from ..recipe.schema import Recipe
+from ..training.intake import check_enough
 from .job import Job
 
 ACCELERATOR, SHARE = "h100-80gb", 0.4  # what the hours on an accelerator are said for
@@ -97,8 +98,9 @@ def check_blocks(job: Job, train_blocks: int) -> None:
     """Ask the same again once the blocks are counted, for a text of which only a part was looked into, or nothing.
 
     Raises:
-        InputError: The run reads them more than `data.max_epochs` times.
+        InputError: They make no batch, or the run reads them more than `data.max_epochs` times.
     """
+    check_enough(train_blocks, job.arguments)
     _, blocks = _length(job, train_blocks)
     assert blocks is not None
     check_epochs(job.recipe.data, blocks / train_blocks, blocks)

@@ -88,6 +88,20 @@ def check_optimizer(optimizer: Any, factors: Factors) -> None:
         )
 
 
+def check_enough(rows: int, args: CloneArguments) -> None:
+    """Make sure that something is trained on a data set of so many rows.
+
+    Raises:
+        InputError: An epoch would not have a single batch.
+    """
+    whole = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < whole:
+        raise InputError(
+            f"training.dataloader_drop_last: {rows} rows are fewer than one batch of {whole}, so nothing would be "
+            "trained; lower training.per_device_train_batch_size, or give more data"
+        )
+
+
 def _by_name(positional: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
     known = list(inspect.signature(Trainer.__init__).parameters)[1:]
     unknown = [name for name in named if name not in known]
@@ -156,7 +170,6 @@ def _check_data(given: dict[str, Any], args: CloneArguments) -> None:
         sets |= {f"eval_dataset[{name!r}]": rows for name, rows in held_out.items()}
     else:
         sets["eval_dataset"] = held_out
-    whole = args.per_device_train_batch_size * args.world_size
     for name, rows in sets.items():
         if rows is None:
             continue
@@ -164,11 +177,8 @@ def _check_data(given: dict[str, Any], args: CloneArguments) -> None:
             raise InputError(f"{name}: got no row, expected at least one; leave it out where there is nothing")
         if isinstance(rows, Dataset) and "input_ids" not in rows.column_names:
             raise InputError(f"{name}: got {', '.join(rows.column_names)}, expected input_ids; tokenise the text")
-        if name == "train_dataset" and args.dataloader_drop_last and has_length(rows) and len(rows) < whole:
-            raise InputError(
-                f"training.dataloader_drop_last: {len(rows)} rows are fewer than one batch of {whole}, so nothing "
-                "would be trained; lower training.per_device_train_batch_size, or give more data"
-            )
+        if name == "train_dataset" and has_length(rows):
+            check_enough(len(rows), args)
         streamed = isinstance(rows, torch.utils.data.IterableDataset)
         loader: Any = args.accelerator_config
         if streamed and args.world_size > 1 and loader.dispatch_batches is False:
