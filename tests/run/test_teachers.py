@@ -108,6 +108,22 @@ def test_a_teacher_s_own_code_is_never_run_nor_asked_for(folder: Path, monkeypat
         load_config(TeacherConfig(str(folder)))
 
 
+def test_sampling_without_do_sample_is_mended_before_it_stops_the_export(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.6, "top_p": 0.9}))
+    load_config(TeacherConfig(str(folder)))
+    clone = CloneModel(load_teacher(TeacherConfig(str(folder)), torch.float32), 16)
+    clone.student.save_pretrained(folder / "student")
+    saved = json.loads((folder / "student" / "generation_config.json").read_text())
+    assert not saved.get("do_sample") and not {"temperature", "top_p"} & saved.keys()
+
+
+@pytest.mark.parametrize("text", ["{", '{"num_return_sequences": 4}'])
+def test_a_generation_config_that_can_not_be_saved_is_refused(folder: Path, text: str) -> None:
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(InputError, match=r"generation_config\.json can't be saved with a student"):
+        load_config(TeacherConfig(str(folder)))
+
+
 @pytest.mark.parametrize("family", ["gpt_oss", "gemma2", "mamba", "llama"])
 def test_auto_attention_is_what_the_class_has(family: str) -> None:
     kind = CONFIG_MAPPING[family]

@@ -23,6 +23,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ..errors import InputError
 from ..plan.architecture import attention_of, decoder_config
 from ..recipe.schema import TeacherConfig
+from .generation import check_generation, make_saveable
 from .located import is_gguf, local_teacher
 from .weights import check_leftovers, check_stored
 
@@ -50,6 +51,7 @@ def load_config(teacher: TeacherConfig) -> PretrainedConfig:
     path = local_teacher(teacher.model)
     if path is not None and path.is_dir():
         check_stored(path, as_floats=not quantised)
+        check_generation(path)
     return config
 
 
@@ -81,6 +83,8 @@ def load_teacher(teacher: TeacherConfig, dtype: torch.dtype, device: torch.devic
     check_leftovers(teacher.model, model, info)
     model = _text_model(model)
     assert isinstance(model, PreTrainedModel)
+    if model.generation_config is not None:
+        make_saveable(model.generation_config)
     if is_gguf(teacher.model) or quantised:
         # The weights are plain floats by now, and what is saved of them should say so.
         model.config.quantization_config = None
