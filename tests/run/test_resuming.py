@@ -21,7 +21,7 @@ from lowrank_clone.recipe.fields import training_fields
 from lowrank_clone.recipe.load import dump_recipe, load_recipe
 from lowrank_clone.recipe.schema import SECTIONS
 from lowrank_clone.run.execute import prepare_data
-from lowrank_clone.run.job import check, make_arguments
+from lowrank_clone.run.job import check, make_arguments, plan_of
 from lowrank_clone.run.private import without_secrets
 from lowrank_clone.run.record import read_results
 from lowrank_clone.run.resolve import resolved
@@ -92,7 +92,8 @@ def test_the_recipe_of_a_run_is_resolved(recipe: Path, tmp_path: Path, monkeypat
     arguments = written.training.arguments
     assert written.training.total_tokens is None and arguments["max_steps"] == 2  # 64 tokens a step
     assert arguments["muon"] is True and arguments["seed"] == 42 and arguments["output_dir"] == str(tmp_path / "run")
-    assert resolved(written, make_arguments(written)) == written
+    assert written.teacher.attn_implementation == "sdpa"
+    assert resolved(written, make_arguments(written), plan_of(written).teacher_config) == written
     # On another machine the same dtype is exported and resumed.
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert lrc("export", tmp_path / "run", tmp_path / "out") == 0

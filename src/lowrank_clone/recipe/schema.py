@@ -31,7 +31,8 @@ class TeacherConfig:
     revision: str | None = None
     """Branch, tag or commit on the Hub; null is the default branch."""
     dtype: Dtype = "auto"
-    """Type of the teacher's weights; auto is bfloat16 on an accelerator and float32 on the CPU."""
+    """Type of the teacher's weights; auto is bfloat16 on an accelerator and on a CPU that multiplies it natively
+    (AVX512-BF16), and float32 on any other CPU."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """Attention implementation of both models; auto is sdpa where their class has it, else eager."""
     dequantize: bool = False

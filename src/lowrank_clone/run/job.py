@@ -83,13 +83,13 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, also
         check_beginning(plan, recipe.method, start_from)
     tokenizer = load_tokenizer(recipe.teacher)
     check_length(recipe.data, max_length(plan.teacher_config))
-    now = resolved(recipe, arguments)
+    now = resolved(recipe, arguments, plan.teacher_config)
     job = Job(now, plan, tokenizer, arguments, folder, checkpoint, start_from)
     if checkpoint is None:
         return job
     if before is None:
         return replace(job, remarks=("the run to resume has no recipe.yaml, so this recipe is not compared with it",))
-    before = resolved(before, make_arguments(before))
+    before = resolved(before, make_arguments(before), plan.teacher_config)
     said = compare_recipes(before, now, checkpoint)
     # Another text or teacher is compared by its content, for which the job has to run.
     same = (before.teacher, before.data) == (now.teacher, now.data)
@@ -186,14 +186,15 @@ def _as_begun(recipe: Recipe, before: Recipe | None) -> Recipe:
     for chosen, theirs in (("optim", "muon"), ("lr_scheduler_type", "warmup_steps")):
         if chosen in given:
             kept.pop(theirs, None)
-    dtypes = {
-        section: getattr(before if getattr(recipe, section).dtype == "auto" else recipe, section).dtype
-        for section in ("teacher", "student")
+    teacher = {
+        name: getattr(before.teacher if getattr(recipe.teacher, name) == "auto" else recipe.teacher, name)
+        for name in ("dtype", "attn_implementation")
     }
+    student = (before if recipe.student.dtype == "auto" else recipe).student.dtype
     return replace(
         recipe,
-        teacher=replace(recipe.teacher, dtype=dtypes["teacher"]),
-        student=replace(recipe.student, dtype=dtypes["student"]),
+        teacher=replace(recipe.teacher, **teacher),
+        student=replace(recipe.student, dtype=student),
         training=replace(recipe.training, arguments={**given, **kept}),
     )
 

@@ -7,7 +7,9 @@ from enum import Enum
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
+from ..plan.architecture import attention_of
 from ..recipe.schema import Dtype, Recipe
 from ..training.arguments import CloneArguments
 
@@ -53,16 +55,26 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def resolved(recipe: Recipe, arguments: CloneArguments) -> Recipe:
-    """The recipe as it is run: dtypes by name, `total_tokens` as `max_steps`, the training arguments in `WRITTEN`."""
+def resolved(recipe: Recipe, arguments: CloneArguments, config: PretrainedConfig) -> Recipe:
+    """The recipe as it is run: dtypes and attention by name, `total_tokens` as `max_steps`, and the training arguments
+    in `WRITTEN`.
+
+    Args:
+        config: The teacher's, of its text model.
+    """
     device = arguments.device
+    attention: Any = attention_of(config, recipe.teacher.attn_implementation)  # one of those that the schema takes
     written = {name: _plain(getattr(arguments, name)) for name in WRITTEN}
     if written["max_steps"] > 0:
         del written["num_train_epochs"]  # Trainer does not read it then
     given = {key: value for key, value in recipe.training.arguments.items() if key not in WRITTEN}
     return dataclasses.replace(
         recipe,
-        teacher=dataclasses.replace(recipe.teacher, dtype=_name(recipe.teacher.dtype, device)),
+        teacher=dataclasses.replace(
+            recipe.teacher,
+            dtype=_name(recipe.teacher.dtype, device),
+            attn_implementation=attention,
+        ),
         student=dataclasses.replace(recipe.student, dtype=_name(recipe.student.dtype, device)),
         training=dataclasses.replace(recipe.training, total_tokens=None, arguments=written | given),
     )
