@@ -16,7 +16,7 @@ from lowrank_clone.errors import InputError
 from lowrank_clone.model import CloneModel
 from lowrank_clone.objective.probe import TapRuns, foresee_taps, probe_taps
 from lowrank_clone.plan.classify import make_plan
-from lowrank_clone.plan.tiny import tiny_config
+from lowrank_clone.plan.tiny import tiny_config, tried_tiny_model
 from lowrank_clone.plan.tiny import tiny_model as random_model
 from lowrank_clone.training.optim import bind
 
@@ -88,6 +88,15 @@ def test_a_module_that_is_never_called_is_not_compared() -> None:
 @pytest.mark.parametrize(("family", "expected"), [("qwen3_moe", ""), ("zaya", f"`{DELAYED}` ({ROWS})")])
 def test_what_will_not_be_compared_is_known_without_weights(family: str, expected: str) -> None:
     assert foresee_taps(make_plan(CONFIG_MAPPING[family](), 1024)) == expected
+
+
+def test_a_layout_of_which_no_tiny_model_runs_is_left_to_the_teacher_itself() -> None:
+    config = tiny_config(CONFIG_MAPPING["qwen3"]())
+    config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0}
+    config.rope_parameters |= {"short_factor": [1.0, 2.0, 3.0], "long_factor": [1.0, 2.0, 3.0]}  # one is missing
+    assert tried_tiny_model(config) is None
+    config.rope_parameters |= {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}  # of a head of 96
+    assert tried_tiny_model(config) is not None
 
 
 # Experts that see every token, loops, a router's choice, states beside the tokens, and ordinary ones.

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..errors import InputError
 from ..hooks import evaluating, floating, hooked
 from ..plan.classify import make_plan
 from ..plan.roles import Plan, TapSpec
-from ..plan.tiny import tiny_config, tiny_model
+from ..plan.tiny import tried_tiny_model
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +73,14 @@ def foresee_taps(plan: Plan) -> str:
 
     Nothing is known, and "" returned, where no tiny model can be made of the layout; loading the teacher shows it then.
     """
-    try:
-        model = tiny_model(tiny_config(plan.teacher_config))
-        taps = make_plan(model.config, model.config.hidden_size // 2).taps
-        return probe_taps(model, taps, model.config.hidden_size).reasons(taps)
-    except Exception:  # the rules that shrink a config do not know this layout
+    model = tried_tiny_model(plan.teacher_config)
+    if model is None:
         return ""
+    try:
+        taps = make_plan(model.config, model.config.hidden_size // 2).taps
+    except InputError:  # a width that only the tiny sizes refuse
+        return ""
+    return probe_taps(model, taps, model.config.hidden_size).reasons(taps)
 
 
 @dataclass

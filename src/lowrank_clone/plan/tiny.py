@@ -87,7 +87,22 @@ def tiny_model(config: PretrainedConfig, seed: int = 0, noise: float = 0.05) -> 
     return model.eval()
 
 
+def tried_tiny_model(config: PretrainedConfig, noise: float = 0.05) -> PreTrainedModel | None:
+    """A tiny model of this config's layout that can run, or None where these rules make none."""
+    try:
+        model = tiny_model(tiny_config(config), noise=noise)
+        with torch.no_grad():
+            model(input_ids=torch.ones(1, 4, dtype=torch.long), use_cache=False)
+    except Exception:  # each family refuses sizes in its own way
+        return None
+    return model
+
+
 def _shrunk(name: str, value: Any) -> Any:
+    if isinstance(value, dict) and name.startswith("rope_"):  # LongRoPE has a factor for each rotated pair
+        return {key: _shrunk(f"rope_{key}", nested) for key, nested in value.items()}
+    if isinstance(value, list) and name.startswith("rope_") and name.endswith("_factor"):
+        return value[: _TINY["head_dim"] // 2]
     if type(value) in (int, float) and name in _TINY:
         return type(value)(min(_TINY[name], value) if name.endswith(("_id", "group")) else _TINY[name])
     return value
