@@ -65,6 +65,8 @@ def attention_of(config: PretrainedConfig, implementation: str) -> str:
             chosen = {} if implementation == "auto" else {"attn_implementation": implementation}
             model = AutoModelForCausalLM.from_config(copy.deepcopy(text), **chosen)
     except Exception as error:  # each in its own way
+        if implementation == "auto":
+            raise cannot_build(text.model_type, text.hidden_size, error) from error
         reason = " ".join(str(error).split()).partition(". ")[0].partition("! ")[0]
         raise InputError(
             f"teacher.attn_implementation: `{text.model_type}` can't be built with {implementation}: {reason[:200]}; "
