@@ -19,6 +19,7 @@ _ORDER = "the text would be read in another order"
 RULES: dict[str, tuple[Rule, str]] = {
     "teacher.model": ("free", ""),  # the weights themselves are compared
     "teacher.revision": ("free", ""),
+    "teacher.dequantize": ("free", ""),
     "teacher.dtype": ("said", "the teacher's weights are rounded otherwise from here on"),
     "teacher.attn_implementation": ("said", "attention may be rounded otherwise from here on"),
     "student.hidden_size": ("refused", "its factors have the old width"),
