@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lowrank_clone.model import CloneModel
-from lowrank_clone.plan.architecture import decoder_config
+from lowrank_clone.plan.decoder import decoder_config
 from lowrank_clone.plan.families import survey, survey_all
 from lowrank_clone.plan.layouts import layout_config
 from lowrank_clone.plan.tiny import tiny_config

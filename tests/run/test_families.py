@@ -9,8 +9,8 @@ import pytest
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lowrank_clone.plan.architecture import decoder_config
 from lowrank_clone.plan.classify import make_plan
+from lowrank_clone.plan.decoder import decoder_config
 from lowrank_clone.plan.families import survey
 from lowrank_clone.plan.layouts import LAYOUTS, layout_config
 from lowrank_clone.plan.tiny import tiny_config

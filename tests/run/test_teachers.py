@@ -11,7 +11,7 @@ from tiny import BASE, batch, tiny_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from lowrank_clone import CloneModel, InputError
-from lowrank_clone.plan.architecture import attention_of
+from lowrank_clone.plan.decoder import attention_of, decoder_config
 from lowrank_clone.recipe.schema import TeacherConfig
 from lowrank_clone.run.teachers import load_config, load_teacher
 
@@ -85,6 +85,37 @@ def test_block_fp8_is_dequantised_to_the_numbers_it_stands_for(folder: Path) -> 
     assert "quantization_config" not in CloneModel(teacher, 16).student.config.to_dict()
 
 
+# The sixteen numbers of four bits (OCP Microscaling Formats 1.0, E2M1): the sign is the fourth bit.
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def test_mxfp4_is_dequantised_to_the_numbers_it_stands_for(tmp_path: Path) -> None:
+    """gpt-oss as published: of each expert's matrix blocks of 32 numbers, two a byte, the low half first, and a power
+    of two a block."""
+    layout = {"hidden_size": 64, "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
+    tiny_model("gpt_oss", **layout).save_pretrained(tmp_path)
+    generator, weights, expected = torch.Generator().manual_seed(0), {}, {}
+    for name, weight in load_file(tmp_path / "model.safetensors").items():
+        if not name.endswith("_proj"):
+            weights[name] = weight
+            continue
+        experts, columns, rows = weight.shape
+        blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(118, 126, (experts, rows, columns // 32), generator=generator, dtype=torch.uint8)
+        weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        pairs = torch.stack([E2M1[(blocks & 15).long()], E2M1[(blocks >> 4).long()]], -1).flatten(-2)
+        expected[name] = (pairs * 2.0 ** (scales.float() - 127)[..., None]).flatten(-2).transpose(1, 2)
+    assert len(expected) == 4
+    put(tmp_path, weights)
+    rewrite(tmp_path, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    with pytest.raises(InputError, match=r"stored quantised \(mxfp4\); set teacher\.dequantize: true"):
+        load_teacher(TeacherConfig(str(tmp_path)), torch.float32)
+    teacher = load_teacher(TeacherConfig(str(tmp_path), dequantize=True), torch.float32)
+    for name, weight in expected.items():
+        assert torch.equal(teacher.get_parameter(name), weight)
+    assert "quantization_config" not in CloneModel(teacher, 32).student.config.to_dict()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbled", "shard", "index"])
 def test_damaged_weights_are_told_before_they_are_read(folder: Path, damage: str) -> None:
     file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -153,6 +184,57 @@ def test_the_text_model_of_a_multimodal_teacher_computes_what_the_teacher_does(t
     assert loaded.config.model_type == "mistral"
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, clone.student.eval()(ids).logits)
+
+
+SECTIONS = {"mrope_section": [1, 1, 1], "rope_theta": 1e6}
+TOWER = {"depth": 1, "num_heads": 2, "patch_size": 14}
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "tower", "expected"),
+    [
+        # Qwen2-VL says its sections in the older way, and no width of a head.
+        ("qwen2_vl", {"rope_scaling": {"type": "mrope", **SECTIONS}}, {"embed_dim": 32, "hidden_size": 24}, "qwen2"),
+        # Its router always normalises, which qwen3_moe does by a flag.
+        (
+            "qwen3_vl_moe",
+            {"rope_parameters": {"rope_type": "default", "mrope_interleaved": True, **SECTIONS}, "num_experts": 4}
+            | {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 6},
+            {"hidden_size": 32, "out_hidden_size": 24, "deepstack_visual_indexes": [0]},
+            "qwen3_moe",
+        ),
+    ],
+)
+def test_a_text_model_without_a_causal_class_is_taken_as_the_type_that_is_the_same_model(
+    family: str, text: dict, tower: dict, expected: str, tmp_path: Path
+) -> None:
+    plain = {key: value for key, value in BASE.items() if key != "head_dim"}
+    config = CONFIG_MAPPING[family](
+        text_config={**plain, **text}, vision_config={**TOWER, **tower}, tie_word_embeddings=True, image_token_id=90
+    )
+    whole = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_(std=0.2)
+    whole.save_pretrained(tmp_path)
+    teacher = load_teacher(TeacherConfig(str(tmp_path)), torch.float32)
+    assert teacher.config.model_type == expected
+    assert teacher.get_input_embeddings().weight is teacher.get_output_embeddings().weight
+    ids = batch(length=30).clamp(max=89)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(ids).logits, whole(input_ids=ids).logits)
+    clone = CloneModel(teacher, 16)
+    clone.student.save_pretrained(tmp_path / "student")
+    saved = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert saved["model_type"] == expected and saved["rope_parameters"] == {"rope_theta": 1e6, "rope_type": "default"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, clone.student.eval()(ids).logits)
+
+
+def test_a_text_model_that_no_causal_type_is_is_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"`chameleon` has no causal .* and no causal type computes what its text"):
+        decoder_config(CONFIG_MAPPING["chameleon"]())
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 18), (torch.bfloat16, 20)])

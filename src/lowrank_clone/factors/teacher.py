@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..plan.pieces import cut_tensors, shapes_of
@@ -22,6 +23,11 @@ def as_type(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedMod
     if type(teacher.config) is type(config):
         align_experts(teacher)
         return teacher
+    return holding(dict(teacher.named_parameters(remove_duplicate=False)), config, teacher)
+
+
+def holding(tensors: Mapping[str, Tensor], config: PretrainedConfig, teacher: PreTrainedModel) -> PreTrainedModel:
+    """The model of `config` whose parameters are `tensors` by name, or pieces of them; all else as in `teacher`."""
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
             copy.deepcopy(config),
@@ -29,7 +35,7 @@ def as_type(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedMod
             attn_implementation=teacher.config._attn_implementation,
             experts_implementation=teacher.config._experts_implementation,
         )
-    for name, view in cut_tensors(dict(teacher.named_parameters(remove_duplicate=False)), shapes_of(model)).items():
+    for name, view in cut_tensors(tensors, shapes_of(model)).items():
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, nn.Parameter(view, requires_grad=False))
     model.tie_weights()

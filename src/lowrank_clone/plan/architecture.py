@@ -13,32 +13,10 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from ..errors import InputError
 from ..hooks import PassLeft, hooked, leave_pass
 from .layers import model_blocks
-
-
-def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The config of the decoder language model that `config` describes: itself, or its nested text model's.
-
-    Raises:
-        InputError: There is no such model.
-    """
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        raise InputError(f"teacher of type `{kind}` is an encoder-decoder; expected a decoder-only language model")
-    text = config.get_text_config(decoder=True)
-    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"teacher of type `{kind}` has no causal language model in the installed transformers")
-    if type(text) in MODEL_FOR_MASKED_LM_MAPPING and text.to_dict().get("is_decoder") is False:
-        raise InputError(f"teacher of type `{kind}` is an encoder; expected a decoder-only language model")
-    if width_field(text) not in text.to_dict():
-        raise InputError(
-            f"teacher of type `{kind}` has no `hidden_size` in its config, so its residual width is unknown"
-        )
-    return text
 
 
 def on_meta(config: PretrainedConfig) -> PreTrainedModel:
@@ -51,28 +29,6 @@ def on_meta(config: PretrainedConfig) -> PreTrainedModel:
             )
     except Exception as error:  # and so does each family's model
         raise cannot_build(config.model_type, config.hidden_size, error) from error
-
-
-def attention_of(config: PretrainedConfig, implementation: str) -> str:
-    """The attention implementation that `implementation` means for the decoder of this config: `auto` is its class's.
-
-    Raises:
-        InputError: The class has no such implementation, or what it needs is not installed.
-    """
-    text = decoder_config(config)
-    try:
-        with torch.device("meta"):
-            chosen = {} if implementation == "auto" else {"attn_implementation": implementation}
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(text), **chosen)
-    except Exception as error:  # each in its own way
-        if implementation == "auto":
-            raise cannot_build(text.model_type, text.hidden_size, error) from error
-        reason = " ".join(str(error).split()).partition(". ")[0].partition("! ")[0]
-        raise InputError(
-            f"teacher.attn_implementation: `{text.model_type}` can't be built with {implementation}: {reason[:200]}; "
-            "leave it `auto`, which is sdpa where the class has it, else eager"
-        ) from error
-    return str(model.config._attn_implementation)
 
 
 def cannot_build(model_type: str, hidden_size: int, error: BaseException) -> InputError:

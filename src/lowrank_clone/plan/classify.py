@@ -27,7 +27,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
 from .advice import advice
-from .architecture import check_runs, decoder_config, on_meta
+from .architecture import check_runs, on_meta
+from .decoder import decoder_config
 from .layers import Groups
 from .roles import Group, Plan, Role, RoleKind, TapSpec
 from .student_config import check_request, configs

@@ -1,4 +1,4 @@
-"""Another name for the same architecture, for widths that a family's config refuses.
+"""Another name for the same architecture: for widths that a family's config refuses, and for text models with no head.
 
 Some config classes tie `hidden_size` to the heads, though their model takes each head's width from `head_dim`: a Llama
 of 9 heads can't be saved 384 wide and loaded again, a Phi-3 with LongRoPE at no other width than its teacher's. Often
@@ -6,6 +6,9 @@ another type of the installed transformers is the same model without that rule. 
 the same parameters (or the same once fused matrices are cut into the linears that the other type has in their place),
 and the same logits of a small random model. Whatever the other type has beyond the first is switched off; what can't be
 switched off must make no difference.
+
+The text model of a multimodal type may have no causal language model of its own; it is looked for in the same way, with
+a linear head put after it. Rotary positions of several axes, which are one and the same for text, thus become plain.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
@@ -41,11 +45,13 @@ class Equivalent:
 
     `off` are its fields beyond the other's at the values that switch them off; `layers` is the field, if any, that
     must hold the number of layers (the mixture-of-experts types say so from which layer on they begin to mix).
+    `unread` are the other's entries of `rope_parameters` that this type does not know.
     """
 
     config_class: type[PretrainedConfig]
     off: Mapping[str, Any]
     layers: str | None = None
+    unread: frozenset[str] = frozenset()
 
     @property
     def is_widely_read(self) -> bool:
@@ -61,7 +67,10 @@ class Equivalent:
         whole = {self.layers: fields["num_hidden_layers"]} if self.layers else {}
         named = {**fields, **self.off, **changes, **whole, "model_type": self.config_class.model_type}
         # Config classes write into the nested dicts (`rope_parameters`) that they are given.
-        return self.config_class.from_dict(copy.deepcopy(named))
+        named = copy.deepcopy(named)
+        for key in self.unread & (named.get("rope_parameters") or {}).keys():
+            del named["rope_parameters"][key]
+        return self.config_class.from_dict(named)
 
 
 def equivalents(config_class: type[PretrainedConfig], fields: Mapping[str, Any]) -> tuple[Equivalent, ...]:
@@ -70,7 +79,28 @@ def equivalents(config_class: type[PretrainedConfig], fields: Mapping[str, Any])
     Args:
         fields: What `config_class` takes or refuses, as `to_dict` gives it.
     """
-    if not fields.get("num_attention_heads") or config_class.model_type not in CONFIG_MAPPING:
+    if config_class.model_type not in CONFIG_MAPPING:
+        return ()
+    return _of_layout(config_class, fields)
+
+
+def causal_equivalents(config_class: type[PretrainedConfig], fields: Mapping[str, Any]) -> tuple[Equivalent, ...]:
+    """The causal types that are the model of `config_class`, which has no head, with a linear head after it.
+
+    Args:
+        fields: Those of the model, as `to_dict` gives them.
+    """
+    return _of_layout(config_class, {**fields, "tie_word_embeddings": False})  # the head of the test is its own
+
+
+def with_head_width(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` with the width of a head said, which a type that does not say it has from `hidden_size`."""
+    width = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    return {**fields, "head_dim": width}
+
+
+def _of_layout(config_class: type[PretrainedConfig], fields: Mapping[str, Any]) -> tuple[Equivalent, ...]:
+    if not fields.get("num_attention_heads"):
         return ()
     small = {key: value for key, value in _SMALL.items() if key in fields}
     return _search(config_class.model_type, json.dumps({**few_layers(fields), **small}, sort_keys=True, default=str))
@@ -84,20 +114,20 @@ def _search(model_type: str, fields_as_json: str) -> tuple[Equivalent, ...]:
         if not references:
             return ()
         fields, model = references[0]
-        others = [other for other in MODEL_FOR_CAUSAL_LM_MAPPING if other is not type(model.config)]
-        candidates = [Equivalent(other, _switched_off(other, fields)) for other in others]
+        others = [other for other in MODEL_FOR_CAUSAL_LM_MAPPING if other is not CONFIG_MAPPING[model_type]]
+        candidates = [
+            Equivalent(other, _switched_off(other, fields), unread=_unread(CONFIG_MAPPING[model_type], other))
+            for other in others
+        ]
         found = [c for c in candidates if _agrees(c, references)]
         if not found:
             near = [c for c in candidates if _shares_half(c, fields, model)]
-            mixtures = [Equivalent(c.config_class, c.off, key) for c in near for key in _kept(c, fields)]
-            found = [c for c in mixtures if _agrees(c, references)]
+            found = [c for c in near for c in _variants(c, fields) if _agrees(c, references)]
         uncut = [c for c in found if _outline(c.config(fields)) == shapes_of(model)]
     return tuple(sorted(uncut or found, key=lambda c: (not c.is_widely_read, len(c.off))))
 
 
-def _references(
-    config_class: type[PretrainedConfig], fields: dict[str, Any]
-) -> list[tuple[dict[str, Any], PreTrainedModel]]:
+def _references(config_class: type[PretrainedConfig], fields: dict[str, Any]) -> list[tuple[dict[str, Any], nn.Module]]:
     """Small random models and their fields: 2 channels a head, or, where the family refuses that, its own head layout
     with as few heads as keep the ratio of queries to keys. The second has windows shorter than the test's rows."""
     heads = fields["num_attention_heads"]
@@ -117,19 +147,38 @@ def _references(
                 short[key] = _ROW // 3
         windowed = _random_model(config_class, short)
         assert windowed is not None
-        return [(small, model), (short, windowed)]
+        said = with_head_width if isinstance(model, _Headed) else dict
+        return [(said(small), model), (said(short), windowed)]
     return []
 
 
-def _random_model(config_class: type[PretrainedConfig], fields: Mapping[str, Any]) -> PreTrainedModel | None:
+class _Headed(nn.Module):
+    """A text model that has no causal language model of its own, with a linear head after it."""
+
+    def __init__(self, config: PretrainedConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.model = AutoModel.from_config(config, dtype=dtype, experts_implementation="eager")
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+
+    def forward(self, **inputs: Tensor) -> CausalLMOutput:
+        """Logits of shape (rows, tokens, vocabulary)."""
+        return CausalLMOutput(logits=self.lm_head(self.model(**inputs).last_hidden_state))
+
+
+def _random_model(config_class: type[PretrainedConfig], fields: Mapping[str, Any]) -> nn.Module | None:
     try:
         config = config_class.from_dict(copy.deepcopy(dict(fields)))
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+        headed = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        make = AutoModelForCausalLM.from_config if headed else _Headed
+        model: nn.Module = make(config, dtype=torch.float64).eval()
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+        # Sections of rotary positions may fit the teacher's head width only, which shows when the model runs.
+        if not headed:
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except Exception:  # each family refuses in its own way
         return None
-    for parameter in model.parameters():
-        parameter.normal_(std=0.5)
-    assert isinstance(model, PreTrainedModel)
     return model
 
 
@@ -141,6 +190,21 @@ def _switched_off(other: type[PretrainedConfig], fields: Mapping[str, Any]) -> d
     return flags | {
         key: None for key, declared in beyond.items() if declared is None or type(None) in get_args(declared)
     }
+
+
+def _variants(candidate: Equivalent, fields: Mapping[str, Any]) -> Iterator[Equivalent]:
+    """The candidate with a number that holds the number of layers, or with one of its flags switched on after all."""
+    for key in _kept(candidate, fields):
+        yield dataclasses.replace(candidate, layers=key)
+    for key in [key for key, value in candidate.off.items() if value is False]:
+        yield dataclasses.replace(candidate, off={**candidate.off, key: True})
+
+
+def _unread(config_class: type[PretrainedConfig], other: type[PretrainedConfig]) -> frozenset[str]:
+    """Entries of `rope_parameters` that `config_class` allows beyond the usual ones and `other` does not, and `type`,
+    the older name of `rope_type`."""
+    known = set(other.ignore_keys_at_rope_validation or ())
+    return frozenset({*(config_class.ignore_keys_at_rope_validation or ()), "type"} - known)
 
 
 def _kept(candidate: Equivalent, fields: Mapping[str, Any]) -> dict[str, float]:
@@ -156,7 +220,7 @@ def _defaults(config_class: type[PretrainedConfig]) -> Mapping[str, Any]:
         return {}
 
 
-def _agrees(candidate: Equivalent, references: list[tuple[dict[str, Any], PreTrainedModel]]) -> bool:
+def _agrees(candidate: Equivalent, references: list[tuple[dict[str, Any], nn.Module]]) -> bool:
     try:
         for fields, model in references:
             if pieces(shapes_of(model), _outline(candidate.config(fields))) is None:
@@ -170,7 +234,7 @@ def _agrees(candidate: Equivalent, references: list[tuple[dict[str, Any], PreTra
         return False
 
 
-def _shares_half(candidate: Equivalent, fields: Mapping[str, Any], model: PreTrainedModel) -> bool:
+def _shares_half(candidate: Equivalent, fields: Mapping[str, Any], model: nn.Module) -> bool:
     """Whether half the parameters are the model's already: layers that mix experts differ from it in these alone."""
     try:
         outline, shapes = _outline(candidate.config(fields)), shapes_of(model)
@@ -184,8 +248,8 @@ def _outline(config: PretrainedConfig) -> Shapes:
         return shapes_of(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
 
 
-def _same_logits(config: PretrainedConfig, reference: PreTrainedModel) -> bool:
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+def _same_logits(config: PretrainedConfig, reference: nn.Module) -> bool:
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, experts_implementation="eager").eval()
     tensors = dict(reference.named_parameters(remove_duplicate=False))
     model.load_state_dict(cut_tensors(tensors, shapes_of(model)), strict=False)
     ids = torch.arange(2 * _ROW).view(2, _ROW) % 64
@@ -197,7 +261,7 @@ def _same_logits(config: PretrainedConfig, reference: PreTrainedModel) -> bool:
     return all(_close(model, reference, input_ids=ids, attention_mask=mask, position_ids=p) for p in (near, far))
 
 
-def _close(model: PreTrainedModel, reference: PreTrainedModel, **inputs: Tensor) -> bool:
+def _close(model: nn.Module, reference: nn.Module, **inputs: Tensor) -> bool:
     ours, theirs = (m(**inputs).logits.float() for m in (model, reference))
     # Cut matrices are multiplied one by one, so the last bits differ.
     return torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.std()))

@@ -8,8 +8,8 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..errors import InputError
-from .architecture import decoder_config
 from .classify import make_plan
+from .decoder import decoder_config
 from .layouts import LAYOUTS, layout_config
 from .roles import Plan
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from .architecture import attention_of
+from .decoder import attention_of
 from .noise import training_noise
 from .roles import Group, Plan, Role
 

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..errors import InputError
-from .architecture import cannot_build, decoder_config, on_meta, width_field
+from .architecture import cannot_build, on_meta, width_field
+from .decoder import decoder_config
 from .equivalent import equivalents
 from .noise import training_noise
 from .pieces import shapes_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..data.config import DataConfig, SourceConfig
 from ..data.estimate import TextEstimate, estimate_text
 from ..errors import InputError
-from ..plan.architecture import decoder_config
+from ..plan.decoder import decoder_config
 from ..plan.roles import Plan
 from ..recipe.load import parse_recipe
 from ..recipe.schema import Recipe, StudentConfig, TeacherConfig

@@ -15,8 +15,8 @@ from ..data.check import check_length, check_sources, keyed_sources
 from ..data.files import find_files
 from ..errors import InputError, one_line
 from ..execution.checkpointing import checkpointing_options
-from ..plan.architecture import decoder_config
 from ..plan.classify import make_plan
+from ..plan.decoder import decoder_config
 from ..plan.roles import Plan
 from ..recipe.load import load_recipe
 from ..recipe.method import check_method

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from ..plan.architecture import attention_of
+from ..plan.decoder import attention_of
 from ..recipe.schema import Dtype, Recipe
 from ..training.arguments import CloneArguments
 

@@ -21,7 +21,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..plan.architecture import attention_of, decoder_config
+from ..factors.teacher import holding
+from ..plan.decoder import attention_of, decoder_config
 from ..recipe.schema import TeacherConfig
 from .generation import check_generation, make_saveable
 from .located import is_gguf, local_teacher
@@ -130,6 +131,8 @@ def _text_model(model: PreTrainedModel) -> PreTrainedModel:
     config = decoder_config(model.config)
     if config is model.config:
         return model
+    if type(config) is not type(model.config.get_text_config(decoder=True)):
+        return _of_another_type(model, config)
     with torch.device("meta"):
         text = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), attn_implementation=config._attn_implementation, dtype=model.dtype
@@ -148,6 +151,31 @@ def _text_model(model: PreTrainedModel) -> PreTrainedModel:
         raise InputError(f"teacher of type `{model.config.model_type}`: its text model has no `{left[0]}`")
     text.generation_config = model.generation_config
     return text.eval()
+
+
+def _of_another_type(whole: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """The text model of `whole` as the causal type that is the same model, compared with it on a few tokens.
+
+    Raises:
+        InputError: The logits differ, so the whole model does more than its text model and a linear head.
+    """
+    head = whole.get_output_embeddings()
+    parameters = whole.get_decoder().named_parameters(remove_duplicate=False)
+    tensors = {f"model.{name}": parameter.data for name, parameter in parameters}
+    tensors |= {f"lm_head.{name}": parameter.data for name, parameter in head.named_parameters()}
+    text = holding(tensors, config, whole)
+    # Token ids that stand for images and the like are none of text.
+    special = {value for key, value in whole.config.to_dict().items() if key.endswith("_id")}
+    ids = torch.tensor([[i for i in range(3, 64) if i not in special][:16]], device=whole.device)
+    with torch.no_grad():
+        ours, theirs = (model.eval()(input_ids=ids).logits.float() for model in (text, whole))
+    far = float((ours - theirs).abs().max() / theirs.std())
+    if not far < 32 * torch.finfo(whole.dtype).eps ** 0.5:
+        raise InputError(
+            f"teacher of type `{whole.config.model_type}` does more with text than its text model, taken as "
+            f"`{config.model_type}`: their logits differ by {far:.2g} of their deviation; save the text model by itself"
+        )
+    return text
 
 
 def _load(loader: Any, teacher: TeacherConfig, **options: Any) -> Any:
