@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .training.arguments import CloneArguments
     from .training.checkpoint import load_clone, save_clone, start_clone
     from .training.optim import MuonAdamW, bind, refresh
+    from .training.readers import save_for_readers
     from .training.trainer import CloneTrainer
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "random_start",
     "refresh",
     "save_clone",
+    "save_for_readers",
     "start_clone",
 ]
 
@@ -79,6 +81,7 @@ _HOMES = {
     "random_start": "starts.random",
     "refresh": "training.optim",
     "save_clone": "training.checkpoint",
+    "save_for_readers": "training.readers",
     "start_clone": "training.checkpoint",
 }
 

@@ -37,7 +37,8 @@ class CloneModel(FactoredModule):
     """A frozen teacher and the student cloned from it, as one module that returns the loss.
 
     `student` is a plain model whose weights are leaves; `factors` are what is trained (`factors/`, `optim.bind`),
-    outside the module tree so that engines which reduce or shard gradients see leaves only.
+    outside the module tree so that engines which reduce or shard gradients see leaves only. In a config.json that
+    `student.save_pretrained` writes, transformers 4 finds no rotary base; `save_for_readers` serves both versions.
 
     Args:
         teacher: Any decoder language model; it is frozen and put into eval mode.

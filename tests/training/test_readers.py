@@ -12,6 +12,7 @@ from tiny import batch, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lowrank_clone
 from lowrank_clone import CloneModel
 from lowrank_clone.training.readers import save_for_readers
 
@@ -130,3 +131,10 @@ def test_transformers_4_computes_the_same_logits(tmp_path: Path) -> None:
         [os.environ["LRC_TRANSFORMERS_4"], "-c", READ, str(tmp_path)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_public_function_says_the_rotary_base_in_both_ways(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    lowrank_clone.save_for_readers(CloneModel(tiny_model("llama", rope_parameters=rope), 16).student, str(tmp_path))
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["rope_theta"] == saved["rope_parameters"]["rope_theta"] == 5e5

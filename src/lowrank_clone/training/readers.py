@@ -22,7 +22,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 def save_for_readers(
     student: PreTrainedModel,
-    folder: Path,
+    folder: str | Path,
     tokenizer: Any = None,
     teacher: PretrainedConfig | None = None,
 ) -> None:
@@ -32,6 +32,7 @@ def save_for_readers(
         tokenizer: Or any other processing class that has `save_pretrained`.
         teacher: The config whose values are written where a Trainer put its own into the student's.
     """
+    folder = Path(folder)
     student.save_pretrained(folder)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     theirs = {} if teacher is None else teacher.to_dict()
