@@ -1,6 +1,8 @@
 """The command line as people type it: any order, one line for a mistake, and no PyTorch before it is needed."""
 
+import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +148,25 @@ def test_as_a_module_and_into_a_pipe_that_closes(tmp_path: Path) -> None:
             env=environment(),
         )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "says"),
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("> /dev/full", 2, "lrc: error: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_standard_output_that_can_t_be_written_to(end: str, code: int, says: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m lowrank_clone recipes {end}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, says)
+
+
+def test_what_a_terminal_s_encoding_lacks_is_escaped(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main(["export", "\u00fc", "x"]) == 2
+    sys.stderr.flush()
+    assert sys.stderr.buffer.getvalue().startswith(b"lrc: error: `\\xfc` holds no recipe.yaml")  # type: ignore[attr-defined]

@@ -175,7 +175,9 @@ def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatc
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
     got = error_of(lambda: run(folder))
-    assert "the cache of tokenised text in `" in got and "set HF_DATASETS_CACHE to another folder" in got
+    assert (
+        "data.sources.0: the cache of tokenised text in `" in got and "set HF_DATASETS_CACHE to another folder" in got
+    )
 
 
 def test_a_cache_that_is_full(folder: Path, monkeypatch) -> None:

@@ -15,7 +15,8 @@ import pytest
 from commands import contents, lrc
 from safetensors.torch import load_file
 
-from lowrank_clone.run import build, execute
+from lowrank_clone.inspection import figures
+from lowrank_clone.run import build, execute, manifest
 from lowrank_clone.training import trainer
 from lowrank_clone.training.complete import last_checkpoint
 from lowrank_clone.training.trainer import CloneTrainer
@@ -124,6 +125,75 @@ def test_an_evaluation_is_not_waited_for(recipe: Path, tmp_path: Path, capsys, m
     assert "after step 1 of 4" in said(capsys)
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-1"
     assert lrc("train", recipe, *options, "training.max_steps=4", "training.save_steps=100", "--resume") == 0
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_what_was_not_evaluated_or_logged_before_a_signal_is_made_up(
+    recipe: Path, tmp_path: Path, monkeypatch, strategy: str
+) -> None:
+    """The interrupted run has every evaluation of an undisturbed one, and its step counts in a mean of the log."""
+    options = {
+        "steps": ("training.eval_strategy=steps", "training.eval_steps=2", "training.max_steps=5"),
+        "epoch": ("training.eval_strategy=epoch", "training.num_train_epochs=2", "training.max_steps=-1"),
+    }[strategy]
+    options += ("training.logging_steps=3", "training.save_strategy=no", "training.per_device_train_batch_size=80")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert lrc("train", recipe, *options, f"training.output_dir={whole}") == 0
+    evaluated = {
+        step for line in (whole / "metrics.jsonl").read_text().splitlines() if "eval_lm" in line
+        for step in [json.loads(line)["step"]]
+    }  # fmt: skip
+    call = {"steps": 4, "epoch": 3}[strategy]  # the last micro-batch before an evaluation
+    with monkeypatch.context() as patch:
+        signals_at(patch, CloneTrainer, "training_step", call=call)
+        assert lrc("train", recipe, *options, f"training.output_dir={cut}") == 130
+    assert last_checkpoint(cut) == cut / f"checkpoint-{call}" and call in evaluated
+    assert lrc("train", recipe, *options, f"training.output_dir={cut}", "--resume") == 0
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, cut)]
+    assert results[0] == results[1]
+    lines = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines if "eval_lm" in line} == evaluated
+    assert call in {line["step"] for line in lines if "lm" in line}
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_a_run_that_is_stopped_while_its_student_is_written_goes_on(
+    recipe: Path, tmp_path: Path, finished: Path, capsys, monkeypatch, after: int
+) -> None:
+    """Stopped before the move of the file `after` the first: what is there is the run's, and the rest is written."""
+    replace = manifest.os.replace
+    moved = []
+
+    def stop(source: Any, target: Any) -> None:
+        if Path(target).parent.name == "student":
+            if len(moved) == after:
+                os.kill(os.getpid(), signal.SIGINT)
+            moved.append(target)
+        replace(source, target)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest.os, "replace", stop)
+        assert lrc("train", recipe) == 130
+    assert "--resume goes on" in said(capsys)
+    (run / "mine.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest.os, "replace", replace)
+        assert lrc("train", recipe, "--resume") == 0
+    files = {path.name for path in (finished / "student").iterdir()}
+    assert {path.name for path in (run / "student").iterdir()} == files
+    assert (run / "student" / "model.safetensors").read_bytes() == (
+        finished / "student" / "model.safetensors"
+    ).read_bytes()
+    assert lrc("train", recipe, "--overwrite") == 0 and manifest.changed_files(run) == []
+
+
+def test_a_stopped_inspection_is_begun_again(run: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        signals_at(patch, figures, "draw_spectra")  # some figures are drawn by then
+        assert lrc("inspect", run) == 130
+    assert not [path for path in run.iterdir() if "inspect" in path.name]
+    assert lrc("inspect", run) == 0 and (run / "inspect" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("place", ["training_step", "_save_checkpoint"])

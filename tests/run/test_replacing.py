@@ -208,8 +208,10 @@ def test_inputs_and_output_stay_apart(
     assert contents(run) == before
     output = f"training.output_dir={text / 'run'}"
     assert "lies inside data.sources.0" in refused(capsys, "train", recipe, output)
-    with pytest.raises(InputError, match="lies inside a"):
-        check_apart(tmp_path / "x" / "y", {"a": tmp_path})
+    with pytest.raises(InputError, match=r"lies inside data\.sources\.0"):
+        check_apart(tmp_path / "x" / "y", {"data.sources.0": tmp_path})
+    # What a run writes below a teacher or another run is read by neither.
+    check_apart(tmp_path / "x" / "y", {"teacher.model": tmp_path, "method.start_from": tmp_path})
 
 
 def test_flags_never_send_in_a_circle(recipe: Path, run: Path, tmp_path: Path, capsys) -> None:

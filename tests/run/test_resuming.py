@@ -202,6 +202,35 @@ def test_damaged_metrics_stop_nothing(recipe: Path, run: Path, tmp_path: Path, c
 # --- resuming -------------------------------------------------------------------------------------------------------
 
 
+def test_a_run_with_relative_paths_is_known_from_everywhere(
+    recipe: Path, teacher: Path, text: Path, tmp_path: Path, monkeypatch
+) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    shutil.copytree(teacher, here / "teacher")
+    shutil.copytree(text, here / "texts" / "train")
+    shutil.copytree(text, here / "texts" / "held")
+    other.mkdir()
+    monkeypatch.chdir(here)
+    held = f"data.validation=[{{path: {Path('texts') / 'held'}}}]"
+    relative = ("teacher.model=teacher", "data.sources.0.path=texts/train/*.txt", held, "training.output_dir=runs/a")
+    assert lrc("train", recipe, *relative) == 0
+    run = here / "runs" / "a"
+    monkeypatch.chdir(other)
+    assert lrc("export", run, "student") == 0 and lrc("inspect", run, "--no-html") == 0
+    assert lrc("train", run / "recipe.yaml", "--resume", "training.max_steps=3") == 0
+    assert (run / "checkpoint-3").is_dir() and [path.name for path in other.iterdir()] == ["student"]
+    card = (run / "student" / "README.md").read_text()
+    assert str(tmp_path) not in card and "model: teacher" in card
+
+
+@pytest.mark.parametrize("damage", ["[" * 5000, '{"resumed": 3}', '{"resumed": null}', "[]", "\0"])
+def test_a_damaged_versions_json_stops_nothing(recipe: Path, run: Path, damage: str) -> None:
+    (run / "versions.json").write_text(damage)
+    assert lrc("train", recipe, "--resume", "training.max_steps=3") == 0
+    assert json.loads((run / "versions.json").read_text())
+    assert (run / "versions.json.changed").read_text() == damage
+
+
 def test_resuming_a_finished_run_does_nothing_and_says_so(recipe: Path, run: Path, capsys) -> None:
     before = contents(run)
     assert lrc("train", recipe, "--resume") == 0

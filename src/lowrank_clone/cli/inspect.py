@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from datetime import date
@@ -17,7 +18,7 @@ from ..inspection.sheets import sheets
 from ..run.build import make_clone
 from ..run.disk import disk_errors
 from ..run.execute import prepare_data
-from ..run.manifest import INSPECT_FILES, record, refuse_inside, set_aside
+from ..run.manifest import INSPECT_FILES, move_in, refuse_inside
 from ..run.saved import clone_of, job_of, open_run
 from ..training.checkpoint import load_clone
 from .tables import console, print_sheet, quiet_bars
@@ -50,11 +51,16 @@ def run(arguments: Namespace) -> None:
     for sheet in sheets(inspection):
         print_sheet(sheet)
     with disk_errors(f"could not write into `{output}`"):
-        set_aside(folder, output)
-        figures = draw_inspection(inspection, saved.metrics, output)
-        if not arguments.no_html:
-            today, ours = date.today().isoformat(), version("lowrank-clone")
-            facts = RunFacts(str(folder), saved.recipe.teacher.model, saved.checkpoint.name, saved.tokens, today, ours)
-            write_page(inspection, facts, figures, output / "report.html")
-        record(folder, [path for path in output.iterdir() if INSPECT_FILES.fullmatch(path.name)])
+        part = output.with_name(f".{output.name}.part")  # written whole first, so that a Ctrl-C leaves no half of it
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            figures = draw_inspection(inspection, saved.metrics, part)
+            if not arguments.no_html:
+                today, ours = date.today().isoformat(), version("lowrank-clone")
+                teacher = saved.recipe.teacher.model
+                facts = RunFacts(str(folder), teacher, saved.checkpoint.name, saved.tokens, today, ours)
+                write_page(inspection, facts, figures, part / "report.html")
+            move_in(part, output, last="report.html")
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     console.print(f"Figures{'' if arguments.no_html else ' and report.html'} are in {output}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for the user's mistakes, 1 for training that had to stop, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    _make_writable()
     try:
         # argparse ends a process by itself after --help and --version.
         arguments = parse(sys.argv[1:] if argv is None else argv)
@@ -36,7 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("lrc: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output has seen enough, as `head` has; Python would complain once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough, as `head` has.
+        _drop_output()
         return 0
+    except OSError as error:  # of the disk that standard output goes to, for instance
+        print(f"lrc: error: {one_line(error, 1000)}", file=sys.stderr)
+        if error.filename is None:
+            _drop_output()
+        return 2
     return 0
+
+
+def _make_writable() -> None:
+    """Let prints go nowhere where a stream was closed, and escape what a terminal's encoding does not have."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Python would complain once more when it exits, of what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

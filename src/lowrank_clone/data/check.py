@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,8 @@ def named(key: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{key}.{error}") from error
+        names_a_field = re.match(r"\w+: ", str(error))
+        raise InputError(f"{key}{'.' if names_a_field else ': '}{error}") from error
 
 
 def check_length(config: DataConfig, longest: int | None) -> None:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ..plan.sizes import remarks
 from ..recipe.load import dump_recipe
 from ..recipe.schedule import MethodSchedule
 from ..report.curves import draw_curves
+from ..training.arguments import CloneArguments
 from ..training.checkpoint import load_clone
 from ..training.interrupt import Interruption, interruptible
 from ..training.metrics import MetricsFile, read_metrics
@@ -34,6 +36,7 @@ from .export import CardFacts, export_student, teacher_license
 from .folder import RunFolder
 from .forecast import check_blocks
 from .job import Job, max_length
+from .manifest import move_in
 from .private import without_secrets
 from .record import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
 
@@ -173,7 +176,7 @@ def run_trainer(trainer: CloneTrainer, job: Job, folder: RunFolder, interruption
         return
     state = _state(job.checkpoint)
     if state.global_step > 0:
-        trainer.args.eval_on_start = False
+        trainer.args.eval_on_start = _missed_evaluation(trainer.args, state)
     steps = job.arguments.max_steps if job.arguments.max_steps > 0 else state.max_steps
     if state.global_step >= steps:  # Trainer would do one step more
         trainer.state = state
@@ -196,7 +199,8 @@ class FolderKeeper(TrainerCallback):
 
 def finish(job: Job, folder: RunFolder, clone: CloneModel, facts: CardFacts) -> None:
     """Export the student and draw the curves."""
-    folder.add(export_student(clone, folder.path / "student", job.tokenizer, job.recipe, facts))
+    put = partial(move_in, last="config.json")  # by which a finished run is known
+    export_student(clone, folder.path / "student", job.tokenizer, job.recipe, facts, put)
     levels = {"teacher": facts.losses["teacher"]}
     draw_curves(read_metrics(folder.path / "metrics.jsonl"), folder.path / "curves.png", levels)
     folder.add([folder.path / "curves.png"])
@@ -219,6 +223,15 @@ def _step_of_the_student(trainer: CloneTrainer) -> int:
     return best if trainer.args.load_best_model_at_end and best is not None else trainer.state.global_step
 
 
+def _missed_evaluation(args: CloneArguments, state: TrainerState) -> bool:
+    """Whether a checkpoint's step was to be evaluated and was not: a signal saves a step and ends the run."""
+    steps = args.eval_strategy == "steps" and state.global_step % (args.eval_steps or 1) == 0
+    epoch = args.eval_strategy == "epoch" and float(state.epoch or 0.5).is_integer()
+    passed = state.global_step if steps else state.epoch or 0
+    done = any(line["step"] == state.global_step and "eval_lm" in line for line in state.log_history)
+    return (steps or epoch) and passed >= args.eval_delay and not done
+
+
 def _state(checkpoint: Path) -> TrainerState:
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
@@ -234,8 +247,9 @@ def _versions(before: Path | None) -> str:
     }
     try:
         first = None if before is None else json.loads(before.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         first = None
     if isinstance(first, dict):
-        now = {**first, "resumed": [*first.get("resumed", []), now]}
+        resumed = first.get("resumed")
+        now = {**first, "resumed": [*(resumed if isinstance(resumed, list) else []), now]}
     return json.dumps(now, indent=2) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from ..recipe.schema import Recipe
 from ..training.checkpoint import respect_umask
 from ..training.readers import save_for_readers
 from .disk import disk_errors
-from .manifest import set_aside
 from .private import for_a_card
 from .saved import clone_of, open_run
 from .teachers import load_tokenizer
+
+Put = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ class CardFacts:
 
 
 def export_student(
-    clone: CloneModel, folder: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, facts: CardFacts
-) -> list[Path]:
-    """Write weights, config, generation config, tokenizer with chat template, and README.md; returns the files.
+    clone: CloneModel, folder: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, facts: CardFacts, put: Put
+) -> None:
+    """Write weights, config, generation config, tokenizer with chat template, and README.md.
 
     The weights are the leaves that were trained, to the bit; nothing of this library is needed to load them. All is
-    written beside the folder first, so that a disk that fills up leaves what was there. A file that somebody changed
-    since a run wrote it is kept beside the new one, as `NAME.changed`.
+    written beside the folder first, so that a disk that fills up leaves what was there.
+
+    Args:
+        put: Moves what was written into the folder.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -51,16 +54,9 @@ def export_student(
         save_for_readers(clone.student, part, tokenizer, clone.teacher.config)
         (part / "README.md").write_text(_card(clone, recipe, facts), encoding="utf-8")
         respect_umask(part.rglob("*"))
-        folder.mkdir(parents=True, exist_ok=True)
-        set_aside(folder.parent, folder)
-        files = [file for file in part.rglob("*") if file.is_file()]
-        written = [folder / file.relative_to(part) for file in files]
-        for file, target in zip(files, written, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+        put(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return written
 
 
 def check_output(output: Path, run: Path) -> None:
@@ -96,8 +92,13 @@ def export_run(run: Path, output: Path) -> int:
         losses = {} if saved.results is None else saved.results.table(saved.step)
         model = saved.recipe.teacher.model
         facts = CardFacts(model, teacher_license(model), saved.tokens, losses)
-        export_student(clone, output, tokenizer, saved.recipe, facts)
+        export_student(clone, output, tokenizer, saved.recipe, facts, put=_take_place)
     return saved.step
+
+
+def _take_place(part: Path, output: Path) -> None:
+    """A folder that is empty or not there yet: the whole is there at once, or nothing."""
+    os.replace(part, output)
 
 
 def teacher_license(model: str) -> str:

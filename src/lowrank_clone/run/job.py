@@ -88,7 +88,8 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, also
     if checkpoint is None:
         return job
     if before is None:
-        return replace(job, remarks=("the run to resume has no recipe.yaml, so this recipe is not compared with it",))
+        said_first = "the run to resume has no recipe.yaml that can be read, so this recipe is not compared with it"
+        return replace(job, remarks=(said_first,))
     before = resolved(before, make_arguments(before), plan.teacher_config)
     said = compare_recipes(before, now, checkpoint)
     # Another text or teacher is compared by its content, for which the job has to run.

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,18 @@ def holds_run(folder: Path) -> bool:
     return _entries(folder) is not None or _WRITER in _json(folder / "versions.json")
 
 
-def record(folder: Path, paths: Iterable[Path]) -> None:
-    """Add files, or all files below directories, that were just written; what is gone leaves the list."""
+def record(folder: Path, paths: Iterable[Path], coming: Mapping[Path, Path] | None = None) -> None:
+    """Add files, or all files below directories, that were just written; what is gone leaves the list.
+
+    Args:
+        coming: Files that are about to be moved into the folder: what each will be, and where it is now.
+    """
     entries = _entries(folder) or {}
     for path in paths:
         for file in _files(path) if path.is_dir() else [path]:
             entries[file.relative_to(folder).as_posix()] = _state(file)
     kept = {name: state for name, state in entries.items() if (folder / name).is_file()}
+    kept |= {target.relative_to(folder).as_posix(): _state(file) for target, file in (coming or {}).items()}
     kept |= {name: {} for name in _REWRITTEN if (folder / name).is_file() or name == MANIFEST_FILE}
     part = folder / f".{MANIFEST_FILE}.part"
     part.write_text(json.dumps({"writer": _WRITER, "files": kept}, indent=1) + "\n", encoding="utf-8")
@@ -90,6 +95,26 @@ def set_aside(folder: Path, place: Path) -> None:
             os.replace(changed, changed.with_name(f"{changed.name}.changed"))
 
 
+def move_in(part: Path, place: Path, last: str) -> None:
+    """Move what lies in the folder `part` into a subfolder `place` of a run, where it takes the place of the run's own.
+
+    The run's manifest lists the files before the first one is moved, so that whatever cuts this off leaves none that
+    would later be taken for the user's. A file that somebody changed since a run wrote it is kept as `NAME.changed`.
+
+    Args:
+        last: The name of the file that is moved last: where it is, all are.
+    """
+    folder = place.parent
+    files = sorted((file for file in part.rglob("*") if file.is_file()), key=lambda file: (file.name == last, file))
+    coming = {place / file.relative_to(part): file for file in files}
+    set_aside(folder, place)
+    remove([file for file in our_files(folder) if file in coming], folder)
+    record(folder, [], coming)
+    for target, file in coming.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+
+
 def refuse_inside(folder: Path, below: Path, names: re.Pattern[str]) -> None:
     """Refuse files of the user's in a run's subfolder that have names which are about to be written.
 
@@ -124,6 +149,8 @@ def refuse_strangers(folder: Path, names: Iterable[str], *, replaced: bool) -> N
             continue
         if path.is_symlink():
             raise InputError(f"training.output_dir: `{path}` is a link, {away}")
+        if path.is_dir() and not any(path.iterdir()):
+            continue  # nothing in it is written over
         if not any(path == file or path in file.parents for file in ours):
             raise InputError(f"training.output_dir: `{path}` was not written by this library, {away}")
     if changed and replaced:

@@ -56,7 +56,7 @@ def resumable(folder: Path) -> Path | None:
 
 
 def check_apart(folder: Path, inputs: Mapping[str, Path]) -> None:
-    """Refuse inputs inside the output folder, which a later run could replace, and an output folder inside an input.
+    """Refuse inputs inside the output folder, which a later run could replace, and an output folder inside a text's.
 
     Args:
         inputs: Files and folders that the run reads, by the key that names each.
@@ -72,7 +72,7 @@ def check_apart(folder: Path, inputs: Mapping[str, Path]) -> None:
                 f"{key}: `{path}` lies inside training.output_dir `{folder}`, where runs are replaced; "
                 "give another training.output_dir"
             )
-        if real in output.parents and real.is_dir():
+        if key.startswith("data.") and real in output.parents and real.is_dir():  # files that are there are read
             raise InputError(
                 f"training.output_dir: `{folder}` lies inside {key} `{path}`, which would then hold the run's own "
                 "files; give another training.output_dir"

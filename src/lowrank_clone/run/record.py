@@ -83,7 +83,9 @@ def carry_over(old: Results | None, new: Results, step: int) -> tuple[Results, l
         InputError: The training text is not the one that the run was begun with.
     """
     if old is None:
-        return new, ["the run to resume has no results.json, so its text is not compared with this one"]
+        return new, [
+            "the run to resume has no results.json that can be read, so its text is not compared with this one"
+        ]
     if old.train != new.train:
         raise InputError(
             f"data: the training text is not that of the run to resume, whose {old.train.blocks:,} blocks had other "

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from enum import Enum
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
+from ..data.config import SourceConfig
+from ..data.files import find_files
 from ..plan.decoder import attention_of
 from ..recipe.schema import Dtype, Recipe
 from ..training.arguments import CloneArguments
+from .located import local_teacher
 
 # Beside what the recipe gives, these are written out: their defaults could be others in a later release.
 WRITTEN = (
@@ -56,8 +60,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def resolved(recipe: Recipe, arguments: CloneArguments, config: PretrainedConfig) -> Recipe:
-    """The recipe as it is run: dtypes and attention by name, `total_tokens` as `max_steps`, and the training arguments
-    in `WRITTEN`.
+    """The recipe as it is run: dtypes and attention by name, `total_tokens` as `max_steps`, local paths from the root,
+    and the training arguments in `WRITTEN`.
 
     Args:
         config: The teacher's, of its text model.
@@ -67,17 +71,38 @@ def resolved(recipe: Recipe, arguments: CloneArguments, config: PretrainedConfig
     written = {name: _plain(getattr(arguments, name)) for name in WRITTEN}
     if written["max_steps"] > 0:
         del written["num_train_epochs"]  # Trainer does not read it then
+    model, held_out = recipe.teacher.model, recipe.data.validation
+    written["output_dir"] = _from_the_root(written["output_dir"])
     given = {key: value for key, value in recipe.training.arguments.items() if key not in WRITTEN}
     return dataclasses.replace(
         recipe,
         teacher=dataclasses.replace(
             recipe.teacher,
+            model=model if local_teacher(model) is None else _from_the_root(model),
             dtype=_name(recipe.teacher.dtype, device),
             attn_implementation=attention,
+        ),
+        method=dataclasses.replace(
+            recipe.method, start_from=recipe.method.start_from and _from_the_root(recipe.method.start_from)
+        ),
+        data=dataclasses.replace(
+            recipe.data,
+            sources=[_source(source) for source in recipe.data.sources],
+            validation=held_out if isinstance(held_out, float) else [_source(source) for source in held_out],
         ),
         student=dataclasses.replace(recipe.student, dtype=_name(recipe.student.dtype, device)),
         training=dataclasses.replace(recipe.training, total_tokens=None, arguments=written | given),
     )
+
+
+def _source(source: SourceConfig) -> SourceConfig:
+    local = find_files(source.path) is not None
+    return dataclasses.replace(source, path=_from_the_root(source.path)) if local else source
+
+
+def _from_the_root(path: str) -> str:
+    """A relative path as it is from everywhere; `~` stays, as other machines have one too."""
+    return path if path.startswith("~") else os.path.abspath(path)
 
 
 def _name(dtype: Dtype, device: torch.device) -> Dtype:

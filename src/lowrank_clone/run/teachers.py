@@ -198,6 +198,5 @@ def _load(loader: Any, teacher: TeacherConfig, **options: Any) -> Any:
                 f"teacher.model: `{teacher.model}` comes with modelling code of its own, which is never run here; use "
                 "a model of a type that the installed transformers has, or a newer transformers"
             ) from error
-        raise InputError(
-            f"teacher.model: `{teacher.model}` can't be loaded: {type(error).__name__}: {reason}"
-        ) from error
+        where = "is no folder here, and from the Hub it can't be loaded" if path is None else "can't be loaded"
+        raise InputError(f"teacher.model: `{teacher.model}` {where}: {type(error).__name__}: {reason}") from error

@@ -60,6 +60,7 @@ class Interruption(TrainerCallback):
         if in_any_process(bool(self.signum), args):
             self.signum = self.signum or signal.SIGTERM  # another process was told
             control.should_save = control.should_training_stop = True
+            control.should_log = True  # a run that goes on begins a new mean
             control.should_evaluate = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
