@@ -52,7 +52,7 @@ def test_an_override_that_changes_shapes_is_named(overrides: dict, message: str)
 
 
 @pytest.mark.parametrize(
-    "key", ["model_type", "architectures", "is_encoder_decoder", "dtype", "auto_map", "hidden_size"]
+    "key", ["model_type", "architectures", "is_encoder_decoder", "is_decoder", "dtype", "auto_map", "hidden_size"]
 )
 def test_an_override_of_what_a_model_is_is_refused(key: str) -> None:
     with pytest.raises(InputError, match=rf"student\.{key}: got 'x'.*leave it out"):

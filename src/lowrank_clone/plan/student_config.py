@@ -17,7 +17,7 @@ from .noise import training_noise
 from .pieces import shapes_of
 
 # What every config has says how a model is stored or called, not which numbers it computes.
-_NOT_ARCHITECTURE = {*PretrainedConfig().to_dict(), "quantization_config", "auto_map", "_name_or_path"}
+_NOT_ARCHITECTURE = {*PretrainedConfig().to_dict(), "quantization_config", "auto_map", "_name_or_path", "is_decoder"}
 
 
 def check_request(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[str, Any]) -> None:
