@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,21 +15,22 @@ from .execution.pair import Execution, Order
 from .factors.links import Targets, link_all
 from .factors.module import FactoredModule, Successors
 from .factors.parameterize import check_kinds, reparameterize
-from .factors.student import build_student, check_teacher
-from .factors.teacher import as_type
+from .factors.student import build_student
+from .factors.teacher import as_type, check_teacher
 from .objective.batch import IGNORED, checked_batch, checked_count
 from .objective.comparison import Comparison, TargetSquares, call_name
 from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
-from .objective.objective import Objective
+from .objective.objective import Objective, objective_of
 from .objective.output import CloneOutput
 from .objective.padding import PaddingCheck
 from .objective.probe import probe_taps
-from .objective.taps import linear_of
+from .objective.taps import chosen, linear_of
 from .objective.tokens import count_tokens, counted
 from .plan.classify import make_plan
 from .plan.roles import TapSpec
-from .starts.random import random_start
+from .ranges import check_choice
+from .starts.random import factors_of
 
 
 class CloneModel(FactoredModule):
@@ -80,27 +80,28 @@ class CloneModel(FactoredModule):
         **terms: Any,
     ) -> None:
         super().__init__()
-        self.objective = objective = replace(objective or Objective(), **terms)
+        self.objective = objective = objective_of(objective, terms)
+        check_choice("head_factor", head_factor, ("own", "embedding"))
         check_teacher(teacher)
         self.plan = make_plan(teacher.config, hidden_size, student)
         self.teacher = teacher = as_type(teacher, self.plan.teacher_config).requires_grad_(False).eval()
-        wanted = [tap for tap in self.plan.taps if objective.clone_weight != 0 and (taps is None or taps(tap))]
+        wanted = chosen(self.plan.taps, taps) if objective.clone_weight != 0 else []
         self._teacher_head = read_head(teacher)
         self.probe = probe_taps(teacher, self.plan.taps, self.plan.teacher_width)
         self.taps = self.probe.comparable(wanted)
-        self.scratch = start == "scratch"
-        self.student = build_student(teacher, self.plan, dtype or teacher.dtype, inherit=not self.scratch)
+        factors = factors_of(start, self.plan, factor_std, seed)
+        self.scratch = factors is None
+        dtype = teacher.dtype if dtype is None else dtype
+        self.student = build_student(teacher, self.plan, dtype, inherit=not self.scratch)
         writes = [tap for tap in self.taps if tap.kind == "write"]
         at_teacher = [tap for tap in writes if objective.attn_out_tap == "teacher" and tap.group == "attention"]
         self._through = {tap.name: linear_of(teacher, tap) for tap in at_teacher}
         self.targets = Targets([tap.name for tap in writes if tap not in at_teacher], self.plan, self.student)
         self.targets.requires_grad_(objective.target_gradient)
-        initial = random_start(self.plan, factor_std, seed) if start == "random" else start
-        factors = None if isinstance(initial, str) else initial
         share_head = head_factor == "embedding"
         self.factors = link_all(teacher, self.student, self.plan, factors, self.targets, share_head=share_head)
         self.kinds = check_kinds(self.plan, {})
-        self.reparameterize(parameterization or {})
+        self.reparameterize({} if parameterization is None else parameterization)
         self.factors.push()
         runs = self.probe.runs
         squares = TargetSquares(call_name(tap.name, i) for tap in self.taps for i in range(runs[tap.name].calls))
@@ -219,9 +220,10 @@ class CloneModel(FactoredModule):
         Raises:
             InputError: A batch is not usable, or there is none.
         """
-        parts = [] if isinstance(batches, (Mapping, Tensor)) else [checked_batch(batch) for batch in batches]
+        several = isinstance(batches, Iterable) and not isinstance(batches, (Mapping, Tensor))
+        parts = [checked_batch(batch) for batch in batches] if several else []
         if not parts:
-            got = f"one {type(batches).__name__}" if isinstance(batches, (Mapping, Tensor)) else "no batch"
+            got = "no batch" if several else f"one {type(batches).__name__}"
             raise InputError(f"accumulate: got {got}, expected the micro-batches of one optimiser step, as a list")
         counts = torch.stack([count_tokens(batch) for batch in parts]).sum(0)
         self.measure_targets(parts)

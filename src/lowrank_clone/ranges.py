@@ -1,9 +1,13 @@
-"""What values a number of the user's may have, checked and said in one way."""
+"""What values a number or a choice of the user's may have, checked and said in one way."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from numbers import Real
+
+from .errors import InputError
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,26 @@ class Range:
         if self.share is not None:
             text += f", or a share of the run above 0 and below {shown(self.share)}"
         return " or ".join([text, *map(shown, self.also)])
+
+
+def check_number(name: str, value: object, allowed: Range) -> None:
+    """Refuse what is no number, or one outside a range; true and false are no numbers.
+
+    Raises:
+        InputError: `value` is not `allowed`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not allowed.holds(float(value)):
+        raise InputError(f"{name}: got {value!r}, expected {allowed}")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Refuse what is none of a few values.
+
+    Raises:
+        InputError: `value` is none of `choices`, or of another type.
+    """
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        raise InputError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}")
 
 
 def is_finite(value: float) -> bool:

@@ -53,6 +53,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     recipe: Path, tmp_path: Path, capsys, monkeypatch, signum: int
 ) -> None:
     six = ("training.max_steps=6", "training.save_steps=100", "method.clone_normalization=target")
+    before = signal.getsignal(signum)
     whole = tmp_path / "whole"
     assert lrc("train", recipe, *six, f"training.output_dir={whole}") == 0
     capsys.readouterr()
@@ -71,7 +72,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
         for folder in (whole, run)
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 6
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signum) is before
 
 
 @pytest.mark.parametrize("place", ["prepare", "measure_data", "make_clone", "language_loss"])

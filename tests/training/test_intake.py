@@ -318,8 +318,8 @@ def test_packed_rows_of_a_flattening_collator_train(tmp_path: Path) -> None:
         ),
         ([{"input_ids": [0.5, 0.1]}] * 4, {}, "input_ids: got torch.float32, expected whole numbers"),
         ([{"input_ids": ["a", "b"]}] * 4, {}, "can't be made a batch"),
-        ([{"input_ids": [5, 6], "labels": [5]}] * 4, {}, "labels: got [2, 1], expected the shape of input_ids"),
-        ([{"input_ids": [5, 6], "label": 1}] * 4, {}, "labels: got [2], expected the shape of input_ids"),
+        ([{"input_ids": [5, 6], "labels": [5]}] * 4, {}, "labels: got [1, 1], expected the shape of input_ids"),
+        ([{"input_ids": [5, 6], "label": 1}] * 4, {}, "labels: got [1], expected the shape of input_ids"),
         (
             [{"input_ids": [5, 6], "weight": 1.0}] * 4,
             {"remove_unused_columns": False},
@@ -479,3 +479,28 @@ def test_resuming_where_nothing_was_saved_is_refused(tmp_path: Path) -> None:
 
 def test_the_student_keeps_its_own_use_cache(tmp_path: Path) -> None:
     assert trained(tmp_path).clone.student.config.use_cache is True
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "abc"}], "eval_dataset: a row of the data set: got nothing, expected input_ids"),
+        ("abc", "eval_dataset: a row of the data set: got str"),
+        ({"a": samples(2), "b": [{"input_ids": [5, 96]}]}, "eval_dataset['b']: input_ids: got 96"),
+    ],
+)
+def test_rows_of_an_evaluation_are_looked_at_before_training(rows: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        CloneTrainer(clone(), arguments(tmp_path), train_dataset=samples(), eval_dataset=rows)
+
+
+@pytest.mark.parametrize("callbacks", [TrainerCallback(), (TrainerCallback(),), "early", ["early"], [dict]])
+def test_callbacks_that_are_none_are_refused(callbacks: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^callbacks: got a \w+, expected a list of TrainerCallback"):
+        CloneTrainer(clone(), arguments(tmp_path), train_dataset=samples(), callbacks=callbacks)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_a_class_of_optimisers_is_tried_as_it_will_be_used(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^optimizer_cls_and_kwargs: "):
+        CloneTrainer(clone(), arguments(tmp_path), train_dataset=samples(), optimizer_cls_and_kwargs=(kind, {"lr": 1}))

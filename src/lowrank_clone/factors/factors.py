@@ -111,6 +111,9 @@ class Factors(MutableMapping[str, Tensor]):
         for name, value in values.items():
             if name not in self._factors:
                 raise InputError(f"no factor is called `{name}`; see `clone.factors.keys()`")
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                got = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise InputError(f"factor `{name}`: got {got}, expected a tensor of floating-point numbers")
             expected = tuple(self._factors[name].shape)
             if tuple(value.shape) != expected:
                 raise InputError(f"factor `{name}`: got shape {list(value.shape)}, expected {list(expected)}")

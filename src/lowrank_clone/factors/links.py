@@ -94,5 +94,10 @@ def _check_start(plan: Plan, start: Mapping[str, Tensor], share_head: bool) -> N
     for name, value in start.items():
         if name not in shapes:
             raise InputError(f"start: got `{name}`, which is no factor of this plan; see `make_plan(...).roles`")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(f"start `{name}`: got {got}, expected a tensor of floating-point numbers")
         if tuple(value.shape) != shapes[name]:
             raise InputError(f"start `{name}`: got shape {list(value.shape)}, expected {list(shapes[name])}")
+        if not value.isfinite().all():
+            raise InputError(f"start `{name}`: got numbers that are not finite")

@@ -29,6 +29,10 @@ def check_kinds(plan: Plan, kinds: Mapping[str, str]) -> dict[str, str]:
     Raises:
         InputError: A group or kind has no such name, the plan has no such group, or `core` is asked of a vocabulary.
     """
+    if not isinstance(kinds, Mapping):
+        raise InputError(
+            f"parameterization: got {kinds!r}, expected a kind for each group, for instance {{'attention': 'dense'}}"
+        )
     present = {role.group for role in plan.of_kind("read", "write")}
     for group, kind in kinds.items():
         if group not in GROUPS:
@@ -93,7 +97,8 @@ def reparameterize(
     Raises:
         InputError: As `check_kinds`, a group would go back to `projected`, or the factors hold gradients.
     """
-    wanted = {**current, **check_kinds(plan, {**current, **kinds})}
+    check_kinds(plan, kinds)
+    wanted = check_kinds(plan, {**current, **kinds})
     changed = {group for group in current if wanted[group] != current[group]}
     for group in sorted(changed):
         if wanted[group] not in BECOMES[current[group]]:

@@ -13,27 +13,17 @@ from ..plan.roles import Plan
 
 logger = logging.getLogger(__name__)
 
-
-def check_teacher(teacher: PreTrainedModel) -> None:
-    """Refuse weights that can't serve as a basis.
-
-    Raises:
-        InputError: A parameter is quantised.
-    """
-    for name, parameter in teacher.named_parameters():
-        if not parameter.is_floating_point() or parameter.element_size() < 2:
-            raise InputError(
-                f"teacher parameter `{name}` is stored as {parameter.dtype}; expected float32, bfloat16 or float16, "
-                "since its weights are the basis of the student's; load the teacher without quantisation"
-            )
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def align_experts(model: PreTrainedModel) -> None:
     """Let experts run one by one where the kernel for all of them at once does not take their widths.
 
     `torch.nn.functional.grouped_mm` wants rows of whole 16 bytes: widths that are multiples of 4 in float32, of 8 in
-    bfloat16.
+    bfloat16; and it knows no float64.
     """
+    if model.config._experts_implementation == "grouped_mm" and model.dtype == torch.float64:
+        model.set_experts_implementation("eager")
     rows = {n * p.element_size() for p in model.parameters() if p.ndim == 3 for n in p.shape[-2:]}
     if model.config._experts_implementation == "grouped_mm" and any(row % 16 for row in rows):
         model.set_experts_implementation("eager")
@@ -50,7 +40,12 @@ def build_student(teacher: PreTrainedModel, plan: Plan, dtype: torch.dtype, inhe
 
     Args:
         inherit: False leaves everything as the family starts it (a student from scratch).
+
+    Raises:
+        InputError: `dtype` is none that a student can be trained in.
     """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: got {dtype!r}, expected one of {', '.join(map(str, DTYPES))}")
     with torch.device(teacher.device):
         student = AutoModelForCausalLM.from_config(
             plan.student_config,

@@ -8,20 +8,21 @@ first two, `tap_mse.py` and `comparison.py` the third.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, get_args
 
 from ..errors import InputError
+from ..ranges import Range, check_choice, check_number
 
 Normalization = Literal["none", "target"]
 TapWidth = Literal["student", "teacher"]
 
 # Below, softmax(logits / T) is an argmax in float32; above, its rows span less than float32 can tell apart.
-TEMPERATURES = (1e-2, 1e4)
+TEMPERATURES = Range(1e-2, 1e4)
 # A weight beyond this leaves nothing of the other terms in float32.
-WEIGHTS = (0.0, 1e6)
+WEIGHTS = Range(0.0, 1e6)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Objective:
     """The loss of a clone. A term of weight 0 is not computed.
 
     Raises:
-        InputError: A number is out of its range.
+        InputError: A number is out of its range, or a value is none of those that there are.
     """
 
     temperature: float = 40.0
@@ -51,15 +52,18 @@ class Objective:
     _place: ClassVar[str] = "objective"
 
     def __post_init__(self) -> None:
-        for name, (low, high) in {
+        for name, allowed in {
             "temperature": TEMPERATURES,
             **dict.fromkeys(("lm_weight", "kl_weight", "clone_weight"), WEIGHTS),
         }.items():
             for value in self._numbers(getattr(self, name)):
-                if not (math.isfinite(value) and low <= value <= high):
-                    raise InputError(
-                        f"{self._place}.{name}: got {value:g}, expected a number from {low:g} to {high:,.0f}"
-                    )
+                check_number(f"{self._place}.{name}", value, allowed)
+        for name, choices in {
+            "clone_normalization": get_args(Normalization),
+            "attn_out_tap": get_args(TapWidth),
+            "target_gradient": (True, False),
+        }.items():
+            check_choice(f"{self._place}.{name}", getattr(self, name), choices)
 
     def _numbers(self, value: Any) -> Iterable[float]:
         """The numbers that a field holds."""
@@ -75,7 +79,31 @@ class Objective:
         Args:
             sequence_length: L, tokens of one packed sequence.
             terms: Other fields, for instance `clone_weight=0.5`, the paper's for Qwen2.5.
+
+        Raises:
+            InputError: The length is no whole number above 0, or a term is not usable.
         """
-        temperature = terms.pop("temperature", 40.0)
-        terms = {"kl_weight": sequence_length / temperature**2, "attn_out_tap": "teacher", **terms}
-        return cls(temperature=temperature, **terms)
+        check_number("sequence_length", sequence_length, Range(1, 1e9, whole=True))
+        given = objective_of(cls(), terms)
+        published = {"kl_weight": sequence_length / given.temperature**2, "attn_out_tap": "teacher", **terms}
+        return replace(given, **published)
+
+
+def objective_of(objective: Objective | None, terms: Mapping[str, Any]) -> Objective:
+    """`objective`, or the default one, with some of its fields changed.
+
+    Raises:
+        InputError: `objective` is none, a term is no field of it, or has a value that it can't have.
+    """
+    objective = Objective() if objective is None else objective
+    if not isinstance(objective, Objective):
+        raise InputError(
+            f"objective: got {objective!r}, expected an Objective, for instance Objective(temperature=10.0)"
+        )
+    known = [field.name for field in fields(objective)]
+    for name in terms:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise InputError(f"got an argument `{name}`, which is no field of the objective ({', '.join(known)}){hint}")
+    return replace(objective, **terms)

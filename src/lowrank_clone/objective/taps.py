@@ -20,6 +20,20 @@ Observer = Callable[[TapSpec, Tensor, Tensor], None]
 Watch = Callable[[Iterable[TapSpec], Observer], AbstractContextManager[None]]
 
 
+def chosen(taps: Iterable[TapSpec], choose: Callable[[TapSpec], bool] | None) -> list[TapSpec]:
+    """The taps that a function of the user's picks, or all.
+
+    Raises:
+        InputError: It is no function.
+    """
+    if choose is not None and not callable(choose):
+        raise InputError(
+            f"taps: got {choose!r}, expected a function that says of each tap of the plan whether it is compared, for "
+            "instance `lambda tap: tap.layer > 3`; no tap at all is clone_weight=0"
+        )
+    return [tap for tap in taps if choose is None or choose(tap)]
+
+
 @contextmanager
 def observe(
     model: nn.Module, taps: Iterable[TapSpec], width: int, observer: Observer, changed: Iterable[str] | None = None

@@ -132,7 +132,7 @@ def make_plan(teacher: PretrainedConfig, hidden_size: int, overrides: Mapping[st
         InputError: The teacher is no decoder language model, `hidden_size` or an override is not usable, or a
             parameter fits no role.
     """
-    teacher, overrides = decoder_config(teacher), overrides or {}
+    teacher, overrides = decoder_config(teacher), {} if overrides is None else overrides
     check_request(teacher, hidden_size, overrides)
     try:
         return _plan(teacher, hidden_size, overrides)

@@ -38,6 +38,8 @@ def check_request(teacher: PretrainedConfig, hidden_size: int, overrides: Mappin
         raise InputError(
             f"student.hidden_size: got 1, of which a norm leaves no more than a sign; expected more, below {width}"
         )
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise InputError(f"student: got {overrides!r}, expected fields of its config, as {{'rms_norm_eps': 1e-5}}")
     for key, value in training_noise(overrides).items():
         raise InputError(f"student.{key}: got {value:g}, expected 0; a clone is trained without dropout and jitter")
     fields = teacher.to_dict()

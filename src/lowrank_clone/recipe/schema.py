@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from ..data.config import DataConfig
 from ..objective.objective import Objective
 from ..ranges import Range
-from ..starts.registry import STARTS, StreamBasis
+from ..starts.registry import FACTOR_STDS, STARTS, StreamBasis
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -108,7 +108,7 @@ class MethodConfig(Objective):
     """Start of the factors: random is LRC, channels is RED, calibrated is this library's closed-form start."""
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     """Text and basis of the starts `channels` and `calibrated`."""
-    factor_std: Annotated[float, AfterValidator(Range(1e-8, 10))] = 0.02
+    factor_std: Annotated[float, AfterValidator(FACTOR_STDS)] = 0.02
     """Standard deviation of the factors' random start."""
     start_from: str | None = None
     """Folder of an earlier run or checkpoint of the same plan whose factors are the start, in place of `init`."""

@@ -14,6 +14,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import InputError
+from ..ranges import Range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # What the student's stream holds in a calibrated start, see `calibration/stream_basis.py`.
 StreamBasis = Literal["reads", "channels", "pca"]
+
+# Standard deviation of normal factors.
+FACTOR_STDS = Range(1e-8, 10)
 
 STARTS: tuple[str, ...] = tuple(
     module.name

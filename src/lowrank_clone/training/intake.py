@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from datasets import Dataset
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.optimization import GreedyLR
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import has_length
@@ -20,8 +21,9 @@ from ..errors import InputError
 from ..execution.checkpointing import checkpointing_options
 from ..factors.factors import Factors
 from ..model import CloneModel
+from ..objective.batch import NAMES, checked_batch
 from .arguments import CloneArguments
-from .batches import CheckedCollator
+from .batches import CheckedCollator, padded
 from .optim import MuonAdamW, bind, is_bound, plain
 from .options import ARGUMENTS, check_argument
 from .trial import LOSSES
@@ -47,7 +49,8 @@ def taken(positional: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         options: Any = args.activation_checkpointing_kwargs
         checkpointing_options(model.config, options)
     _check_optimizers(given, args, model.factors)
-    _check_data(given, args)
+    _check_callbacks(given.get("callbacks"))
+    _check_data(given, args, model.vocab_size)
     _check_metric(given.get("eval_dataset"), args, model)
     collator = CheckedCollator(given.get("data_collator"), model.vocab_size, keeps_rows=args.world_size > 1)
     if args.muon:
@@ -154,16 +157,46 @@ def _check_optimizers(given: dict[str, Any], args: CloneArguments, factors: Fact
 
 
 def _try_recipe(recipe: Any) -> None:
-    """An optimiser of this class and these options, made for one parameter."""
+    """An optimiser of this class and these options, made for two groups as Trainer's are, and a step of it."""
     try:
         kind, options = recipe
         if not is_optimizer_factory(kind) and "params" not in options:
-            kind([nn.Parameter(torch.zeros(2, 2))], **options)
-    except (TypeError, ValueError) as error:
+            trial = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))]
+            optimizer = kind([{"params": [parameter]} for parameter in trial], **options)
+            for parameter in trial:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"optimizer_cls_and_kwargs: {' '.join(str(error).split())}") from error
 
 
-def _check_data(given: dict[str, Any], args: CloneArguments) -> None:
+def _check_callbacks(callbacks: Any) -> None:
+    if callbacks is None:
+        return
+    for one in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        if not isinstance(one, TrainerCallback) and not (isinstance(one, type) and issubclass(one, TrainerCallback)):
+            raise InputError(f"callbacks: got a {type(one).__name__}, expected a list of TrainerCallback")
+    if not isinstance(callbacks, list):
+        raise InputError(f"callbacks: got a {type(callbacks).__name__}, expected a list of TrainerCallback")
+
+
+def _check_first_row(name: str, rows: Any, given: dict[str, Any], args: CloneArguments, vocab_size: int) -> None:
+    """Make a batch of the first row, so that a set for evaluation is not met after hours of training.
+
+    A stream is not read, and what a collator of the user's own would make of the row is not known.
+    """
+    if given.get("data_collator") is not None or not isinstance(rows, (Sequence, Dataset)):
+        return
+    row = rows[0]
+    if args.remove_unused_columns and isinstance(row, Mapping):  # as Trainer does
+        row = {key: value for key, value in row.items() if key in (*NAMES, "label", "label_ids")}
+    try:
+        checked_batch(padded([row]), vocab_size)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _check_data(given: dict[str, Any], args: CloneArguments, vocab_size: int) -> None:
     sets = {"train_dataset": given.get("train_dataset")}
     held_out = given.get("eval_dataset")
     if isinstance(held_out, dict):
@@ -179,6 +212,7 @@ def _check_data(given: dict[str, Any], args: CloneArguments) -> None:
             raise InputError(f"{name}: got {', '.join(rows.column_names)}, expected input_ids; tokenise the text")
         if name == "train_dataset" and has_length(rows):
             check_enough(len(rows), args)
+        _check_first_row(name, rows, given, args, vocab_size)
         streamed = isinstance(rows, torch.utils.data.IterableDataset)
         loader: Any = args.accelerator_config
         if streamed and args.world_size > 1 and loader.dispatch_batches is False:
