@@ -23,7 +23,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("start", {**START, EMBEDDING: wrong}) for wrong in (1, torch.zeros(3), torch.zeros(24, 16).long())],
     ("start", {**START, EMBEDDING: torch.full((24, 16), float("nan"))}),
     *[("factor_std", wrong) for wrong in ("0.1", -1, 0, None, True, float("nan"), float("inf"), 1e30)],
-    *[("seed", wrong) for wrong in ("1", -1, 1.5, None, True, 2**70)],
+    *[("seed", wrong) for wrong in ("1", -1, 1.5, None, True, 2**70, 10**400)],
     *[("parameterization", wrong) for wrong in ("dense", "", ["attention"], 3, {"attention": 1}, {1: "dense"})],
     *[("objective", wrong) for wrong in ({"temperature": 1.0}, "published", Objective, Objective.published)],
     *[("head_factor", wrong) for wrong in ("foo", "Own", None, True)],

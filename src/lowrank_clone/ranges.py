@@ -62,8 +62,11 @@ def check_number(name: str, value: object, allowed: Range) -> None:
     Raises:
         InputError: `value` is not `allowed`.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not allowed.holds(float(value)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}: got {value!r}, expected {allowed}")
+    number = float(value) if abs(value) < 1e300 else math.inf  # some integers are too large for a float
+    if not allowed.holds(number):
+        raise InputError(f"{name}: got {number:g}, expected {allowed}")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
