@@ -64,7 +64,10 @@ def check_number(name: str, value: object, allowed: Range) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}: got {value!r}, expected {allowed}")
-    number = float(value) if abs(value) < 1e300 else math.inf  # some integers are too large for a float
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
     if not allowed.holds(number):
         raise InputError(f"{name}: got {number:g}, expected {allowed}")
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..errors import InputError
-from ..plan.architecture import decoder_config, on_meta
+from ..plan.architecture import on_meta
+from ..plan.decoder import decoder_config
 from ..plan.pieces import cut_tensors, shapes_of
 from .student import align_experts
 
