@@ -98,8 +98,7 @@ class CloneModel(FactoredModule):
         self._through = {tap.name: linear_of(teacher, tap) for tap in at_teacher}
         self.targets = Targets([tap.name for tap in writes if tap not in at_teacher], self.plan, self.student)
         self.targets.requires_grad_(objective.target_gradient)
-        share_head = head_factor == "embedding"
-        self.factors = link_all(teacher, self.student, self.plan, factors, self.targets, share_head=share_head)
+        self.factors = link_all(teacher, self.student, self.plan, factors, self.targets, head_factor == "embedding")
         self.kinds = check_kinds(self.plan, {})
         self.reparameterize({} if parameterization is None else parameterization)
         self.factors.push()
