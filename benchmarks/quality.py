@@ -46,7 +46,7 @@ from lowrank_clone.plan.classify import make_plan
 from lowrank_clone.plan.roles import Plan
 from lowrank_clone.recipe.schema import TeacherConfig
 from lowrank_clone.run.demo import write_text
-from lowrank_clone.run.installed import teacher_file
+from lowrank_clone.run.demo_teacher import teacher_file
 from lowrank_clone.run.resolve import resolve_dtype
 from lowrank_clone.run.teachers import load_config, load_teacher, load_tokenizer
 from lowrank_clone.starts.calibrated import calibrated_start

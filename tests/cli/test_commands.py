@@ -152,7 +152,7 @@ def test_resume_with_another_plan_or_teacher_is_refused(recipe: Path, tmp_path: 
 def test_a_shared_head_factor_starts_from_a_fit_that_shares_it(recipe: Path, init: str) -> None:
     from lowrank_clone.recipe.load import load_recipe
     from lowrank_clone.recipe.method import calibration_batches
-    from lowrank_clone.run.build import make_clone
+    from lowrank_clone.run.build_clone import make_clone
     from lowrank_clone.run.execute import prepare_data
     from lowrank_clone.run.job import check
     from lowrank_clone.starts.calibrated import calibrated_start
@@ -256,7 +256,7 @@ def test_checkpointing_is_checked_before_weights_are_read(
 def test_the_demo_s_recipe_can_be_planned(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "lowrank_clone.run.installed.teacher_file", lambda: config_folder(tmp_path / "t", tiny_config("llama"))
+        "lowrank_clone.run.demo_teacher.teacher_file", lambda: config_folder(tmp_path / "t", tiny_config("llama"))
     )
     assert lrc("plan", "demo", "student.hidden_size=16") == 0
     assert "24 -> 16" in capsys.readouterr().out

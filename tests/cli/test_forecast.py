@@ -12,7 +12,7 @@ from tiny_tokenizer import tiny_tokenizer
 from lowrank_clone.cli.main import main
 from lowrank_clone.recipe.load import load_recipe
 from lowrank_clone.run.forecast import measured_rate
-from lowrank_clone.run.place import output_folder
+from lowrank_clone.run.output_folder import output_folder
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import lrc, refused
 
-from lowrank_clone.run import demo, installed
+from lowrank_clone.run import demo, demo_teacher
 from lowrank_clone.run.manifest import our_files
 
 OPTIONS = (
@@ -27,7 +27,7 @@ def place(teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         return 12
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(installed, "teacher_file", lambda: teacher)
+    monkeypatch.setattr(demo_teacher, "teacher_file", lambda: teacher)
     monkeypatch.setattr(demo, "write_text", write)
     return tmp_path / "runs" / "demo"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import lrc
 
-from lowrank_clone.run.located import local_teacher
+from lowrank_clone.run.teacher_place import local_teacher
 
 
 def test_home_in_every_path(

@@ -16,9 +16,9 @@ from commands import contents, lrc
 from safetensors.torch import load_file
 
 from lowrank_clone.inspection import figures
-from lowrank_clone.run import build, execute, manifest
+from lowrank_clone.run import build_clone, execute, manifest
 from lowrank_clone.training import trainer
-from lowrank_clone.training.complete import last_checkpoint
+from lowrank_clone.training.last_checkpoint import last_checkpoint
 from lowrank_clone.training.trainer import CloneTrainer
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -108,7 +108,7 @@ def test_a_long_start_is_computed_once(recipe: Path, tmp_path: Path, capsys, mon
     run = tmp_path / "run"
     assert f"{run / 'checkpoint-0'} is saved" in said(capsys) and last_checkpoint(run) == run / "checkpoint-0"
     with monkeypatch.context() as patch:
-        patch.setattr(build, "make_start", lambda *_: pytest.fail("the start was computed again"))
+        patch.setattr(build_clone, "make_start", lambda *_: pytest.fail("the start was computed again"))
         assert lrc("train", recipe, *options, "--resume") == 0
     other = tmp_path / "other"
     assert lrc("train", recipe, *options, f"training.output_dir={other}") == 0

@@ -19,7 +19,7 @@ from lowrank_clone.errors import InputError
 from lowrank_clone.run import manifest
 from lowrank_clone.run.disk import disk_errors
 from lowrank_clone.run.folder import take_place
-from lowrank_clone.run.place import NEW, check_apart, check_folder
+from lowrank_clone.run.output_folder import NEW, check_apart, check_folder
 from lowrank_clone.training import checkpoint
 
 

@@ -22,9 +22,9 @@ from lowrank_clone.recipe.load import dump_recipe, load_recipe
 from lowrank_clone.recipe.schema import SECTIONS
 from lowrank_clone.run.execute import prepare_data
 from lowrank_clone.run.job import check, make_arguments, plan_of
-from lowrank_clone.run.private import without_secrets
-from lowrank_clone.run.record import read_results
+from lowrank_clone.run.redaction import without_secrets
 from lowrank_clone.run.resolve import resolved
+from lowrank_clone.run.results import read_results
 from lowrank_clone.run.resume import RULES
 from lowrank_clone.run.saved import job_of, open_run
 

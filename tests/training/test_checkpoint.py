@@ -20,10 +20,10 @@ from torch import Tensor
 from lowrank_clone import CloneArguments, CloneModel, CloneTrainer, InputError
 from lowrank_clone.factors.bases import Core
 from lowrank_clone.factors.transfer import expected_links
-from lowrank_clone.training import manifest
+from lowrank_clone.training import checksums
 from lowrank_clone.training.checkpoint import load_clone, save_clone, start_clone
-from lowrank_clone.training.complete import last_checkpoint
 from lowrank_clone.training.digest import CHUNK, digest_of
+from lowrank_clone.training.last_checkpoint import last_checkpoint
 
 OUT = "model.layers.0.self_attn.o_proj.weight"
 
@@ -300,7 +300,7 @@ def test_files_of_the_trainer_that_can_not_be_read_end_in_one_line(
     monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "checkpoint-2" / file).write_bytes(content)
-    manifest.seal(folder / "checkpoint-2")
+    checksums.seal(folder / "checkpoint-2")
     with pytest.raises(InputError, match="can't be gone on with") as caught:
         trainer(folder).train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     assert "\n" not in str(caught.value) and not (tmp_path / "planted").exists()
@@ -310,7 +310,7 @@ def retold(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     plan = json.loads((folder / "plan.json").read_text())
     plan = change(plan) or plan
     (folder / "plan.json").write_text(json.dumps(plan))
-    manifest.seal(folder)
+    checksums.seal(folder)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_factors_that_are_not_what_was_written_are_refused(change: Any, message:
     save_file(tensors, tmp_path / "factors.safetensors")
     with pytest.raises(InputError, match=r"factors\.safetensors is damaged"):
         load_clone(clone(), tmp_path)
-    manifest.seal(tmp_path)
+    checksums.seal(tmp_path)
     model = clone(seed=2)
     before = {name: p.detach().clone() for name, p in model.factors.items()}
     with pytest.raises(InputError, match=message) as caught:
@@ -379,10 +379,10 @@ def test_factors_that_are_not_what_was_written_are_refused(change: Any, message:
 
 def test_a_save_that_is_cut_off_leaves_what_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-2"
-    with manifest.written_whole(folder):
+    with checksums.written_whole(folder):
         (folder / "trainer_state.json").write_text("{}")
     assert last_checkpoint(tmp_path) == folder
-    with pytest.raises(OSError, match="full"), manifest.written_whole(folder):
+    with pytest.raises(OSError, match="full"), checksums.written_whole(folder):
         assert last_checkpoint(tmp_path) == tmp_path / "_checkpoint-2"  # as after a kill at this moment
         (folder / "trainer_state.json").write_text('{"cut')
         raise OSError("full")
@@ -395,7 +395,7 @@ def test_files_of_others_in_a_checkpoint_s_folder_are_left(tmp_path: Path) -> No
     folder = tmp_path / "checkpoint-2"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(OSError, match="full"), manifest.written_whole(folder):
+    with pytest.raises(OSError, match="full"), checksums.written_whole(folder):
         (folder / "plan.json").write_text("{}")
         raise OSError("full")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]

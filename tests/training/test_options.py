@@ -19,8 +19,8 @@ from transformers.training_args import OptimizerNames
 
 from lowrank_clone.errors import InputError
 from lowrank_clone.training.arguments import CloneArguments
+from lowrank_clone.training.arguments_trial import OPTIMIZERS
 from lowrank_clone.training.options import ARGUMENTS, OPTIONS, WITHOUT_WARMUP
-from lowrank_clone.training.trial import OPTIMIZERS
 from lowrank_clone.training.warmup import without_idle_step
 
 # --- the table --------------------------------------------------------------------------------------------------------

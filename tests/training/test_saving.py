@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from lowrank_clone.model import CloneModel
 from lowrank_clone.training.arguments import CloneArguments
-from lowrank_clone.training.manifest import seal
+from lowrank_clone.training.checksums import seal
 from lowrank_clone.training.saving import StartCheckpoint, TimedCheckpoints, rotate
 from lowrank_clone.training.trainer import CloneTrainer
 

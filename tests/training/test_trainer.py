@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 from lowrank_clone.errors import InputError, NonFiniteLoss
 from lowrank_clone.model import CloneModel
 from lowrank_clone.training import checkpoint
-from lowrank_clone.training.complete import last_checkpoint
+from lowrank_clone.training.last_checkpoint import last_checkpoint
 from lowrank_clone.training.metrics import MetricsFile
 from lowrank_clone.training.optim import bind
 from lowrank_clone.training.trainer import CloneTrainer

@@ -15,7 +15,7 @@ from ..inspection.figures import draw_inspection
 from ..inspection.inspect import inspect_pair
 from ..inspection.page import RunFacts, write_page
 from ..inspection.sheets import sheets
-from ..run.build import make_clone
+from ..run.build_clone import make_clone
 from ..run.disk import disk_errors
 from ..run.execute import prepare_data
 from ..run.manifest import INSPECT_FILES, move_in, refuse_inside

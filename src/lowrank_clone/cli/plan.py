@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..recipe.load import load_recipe
-from ..run.installed import with_installed_teacher
+from ..run.demo_teacher import with_installed_teacher
 
 
 def run(arguments: Namespace) -> None:

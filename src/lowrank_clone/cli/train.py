@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..recipe.load import load_recipe
-from ..run.early import check_early
-from ..run.installed import with_installed_teacher
+from ..run.demo_teacher import with_installed_teacher
+from ..run.quick_checks import check_early
 
 
 def run(arguments: Namespace) -> None:

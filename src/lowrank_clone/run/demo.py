@@ -22,11 +22,11 @@ from ..objective.evaluate import LanguageLoss, language_loss
 from ..recipe.load import load_recipe
 from ..report.curves import draw_curves
 from ..training.metrics import read_metrics
+from .demo_teacher import with_installed_teacher
 from .execute import Result, execute, make_trainer
-from .installed import with_installed_teacher
 from .job import Job, check
 from .manifest import holds_run, record
-from .place import check_folder, output_folder
+from .output_folder import check_folder, output_folder
 
 PROMPT = "This method returns a list of"
 SCRATCH_LEARNING_RATE = 1e-3

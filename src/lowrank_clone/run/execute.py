@@ -30,15 +30,15 @@ from ..training.interrupt import Interruption, interruptible
 from ..training.metrics import MetricsFile, read_metrics
 from ..training.saving import StartCheckpoint
 from ..training.trainer import CloneTrainer
-from .build import is_calibrated, make_clone
+from .build_clone import is_calibrated, make_clone
 from .disk import disk_errors
 from .export import CardFacts, export_student, teacher_license
 from .folder import RunFolder
 from .forecast import check_blocks
 from .job import Job, max_length
 from .manifest import move_in
-from .private import without_secrets
-from .record import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
+from .redaction import without_secrets
+from .results import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
 
 _log = logging.getLogger("lowrank_clone")
 

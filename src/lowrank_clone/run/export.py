@@ -20,7 +20,7 @@ from ..recipe.schema import Recipe
 from ..training.checkpoint import respect_umask
 from ..training.readers import save_for_readers
 from .disk import disk_errors
-from .private import for_a_card
+from .redaction import for_a_card
 from .saved import clone_of, open_run
 from .teachers import load_tokenizer
 

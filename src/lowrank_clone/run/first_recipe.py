@@ -16,8 +16,8 @@ from ..plan.roles import Plan
 from ..recipe.load import parse_recipe
 from ..recipe.schema import Recipe, StudentConfig, TeacherConfig
 from ..recipe.yaml12 import parse_yaml
+from .demo_teacher import with_installed_teacher
 from .forecast import forecast
-from .installed import with_installed_teacher
 from .job import check, max_length, plan_of
 from .teachers import load_config, load_tokenizer
 

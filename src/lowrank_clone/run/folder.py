@@ -13,13 +13,13 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..training.complete import complete_checkpoints
-from ..training.manifest import seal
+from ..training.checksums import seal
+from ..training.last_checkpoint import complete_checkpoints
 from ..training.metrics import MetricsFile
 from ..training.trainer import CloneTrainer
 from .disk import disk_errors, shown_path
 from .manifest import MANIFEST_FILE, RUN_FILES, our_files, record, remove, set_aside
-from .place import NEW
+from .output_folder import NEW
 
 
 class RunFolder:

@@ -15,7 +15,7 @@ from ..data.config import DataConfig
 from ..data.estimate import TextEstimate, estimate_text
 from ..errors import InputError
 from ..recipe.schema import Recipe
-from ..training.intake import check_enough
+from ..training.trainer_inputs import check_enough
 from .job import Job
 
 ACCELERATOR, SHARE = "h100-80gb", 0.4  # what the hours on an accelerator are said for

@@ -25,10 +25,10 @@ from ..recipe.student import check_student_overrides
 from ..recipe.training import training_arguments
 from ..starts.calibration.foresee import can_calibrate
 from ..training.arguments import CloneArguments
-from ..training.complete import last_checkpoint
-from ..training.stored import FACTORS_FILE
-from .continuing import check_beginning, check_going_on
-from .place import check_apart, check_folder, output_folder
+from ..training.last_checkpoint import last_checkpoint
+from ..training.plan_file import FACTORS_FILE
+from .checkpoint_fit import check_beginning, check_going_on
+from .output_folder import check_apart, check_folder, output_folder
 from .resolve import OF_A_START, WRITTEN, resolved
 from .resume import compare_recipes
 from .teachers import load_config, load_tokenizer

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..training.manifest import CHECKPOINT_FILES
+from ..training.checksums import CHECKPOINT_FILES
 
 MANIFEST_FILE = "manifest.json"
 RUN_FILES = ("recipe.yaml", "versions.json", "results.json", "metrics.jsonl", "curves.png", MANIFEST_FILE)

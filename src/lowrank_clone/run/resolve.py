@@ -15,7 +15,7 @@ from ..data.files import find_files
 from ..plan.decoder import attention_of
 from ..recipe.schema import Dtype, Recipe
 from ..training.arguments import CloneArguments
-from .located import local_teacher
+from .teacher_place import local_teacher
 
 # Beside what the recipe gives, these are written out: their defaults could be others in a later release.
 WRITTEN = (

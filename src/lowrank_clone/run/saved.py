@@ -16,14 +16,14 @@ from ..plan.roles import Plan
 from ..recipe.load import load_recipe
 from ..recipe.schema import Recipe
 from ..training.checkpoint import check_plan, load_clone
-from ..training.complete import complete_checkpoints, last_checkpoint
+from ..training.last_checkpoint import complete_checkpoints, last_checkpoint
 from ..training.metrics import read_metrics
-from .build import device_of, to_be_loaded, wrap
-from .continuing import FROM_SCRATCH
+from .build_clone import device_of, to_be_loaded, wrap
+from .checkpoint_fit import FROM_SCRATCH
 from .disk import disk_errors, shown_path
 from .job import Job, make_arguments, plan_of, start_checkpoint
-from .record import Results, read_results
 from .resolve import resolve_dtype
+from .results import Results, read_results
 from .teachers import load_teacher, load_tokenizer
 
 

@@ -25,7 +25,7 @@ from ..factors.teacher import holding
 from ..plan.decoder import attention_of, decoder_config
 from ..recipe.schema import TeacherConfig
 from .generation import check_generation, make_saveable
-from .located import is_gguf, local_teacher
+from .teacher_place import is_gguf, local_teacher
 from .weights import check_leftovers, check_stored
 
 _LOADERS = (

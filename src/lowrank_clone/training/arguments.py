@@ -9,9 +9,9 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..errors import InputError
+from .arguments_trial import try_arguments
 from .options import check_option
 from .ranges import RANGES
-from .trial import try_arguments
 
 
 @dataclass

@@ -21,10 +21,11 @@ from ..factors.parameterize import check_kinds, check_start
 from ..factors.transfer import expected_links, sources, transfer
 from ..model import CloneModel
 from ..plan.roles import Plan
-from .complete import STATE_FILE
+from .checksums import damage, seal
 from .digest import digest_of
-from .manifest import damage, seal
-from .stored import FACTORS_FILE, FORMAT, PLAN_FILE, Stored, read_stored
+from .last_checkpoint import STATE_FILE
+from .last_checkpoint import last_checkpoint as last_checkpoint  # beside what saves and loads one
+from .plan_file import FACTORS_FILE, FORMAT, PLAN_FILE, Stored, read_stored
 
 # What a run needs beside the clone to go on as if it had not stopped.
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", STATE_FILE)

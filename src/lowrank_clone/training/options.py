@@ -2,7 +2,7 @@
 
 None: it works, and a test shows it. Text: it is refused when it is set to anything but its default, for this reason. A
 test fails when a transformers release has an option that is not sorted in here. Needs no PyTorch, so that recipes are
-checked at once; what can only be told by trying it is in `trial.py`.
+checked at once; what can only be told by trying it is in `arguments_trial.py`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch import distributed as dist
 from transformers import Trainer, TrainerCallback
 
-from .intake import check_optimizer
+from .trainer_inputs import check_optimizer
 
 
 class InStep(TrainerCallback):

@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .complete import complete_checkpoints
-from .manifest import remove_files
+from .checksums import remove_files
+from .last_checkpoint import complete_checkpoints
 
 
 class TimedCheckpoints(TrainerCallback):

@@ -21,15 +21,15 @@ from ..objective.tokens import count_tokens
 from .arguments import CloneArguments
 from .batches import new_batches, tokens_of
 from .checkpoint import load_clone, readable, resume_clone, write_clone
-from .complete import last_checkpoint
+from .checksums import written_whole
 from .evaluation import evaluate_set, non_finite, terms_of
-from .intake import check_optimizer, taken
-from .manifest import written_whole
+from .last_checkpoint import last_checkpoint
 from .optim import is_bound, refresh
 from .processes import InStep, add_up
 from .progress import Progress
 from .readers import save_for_readers
 from .saving import TimedCheckpoints, follow_schedule, rotate
+from .trainer_inputs import check_optimizer, taken
 from .warmup import without_idle_step
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from ..recipe.method import calibration_batches, clone_settings
 from ..recipe.schema import Recipe
 from ..starts.registry import StartInputs, make_start
 from ..training.checkpoint import start_clone
-from .continuing import FROM_SCRATCH
+from .checkpoint_fit import FROM_SCRATCH
 from .job import Job
 from .resolve import resolve_dtype
 from .teachers import load_teacher

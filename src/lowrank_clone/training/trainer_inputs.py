@@ -23,10 +23,10 @@ from ..factors.factors import Factors
 from ..model import CloneModel
 from ..objective.batch import NAMES, checked_batch
 from .arguments import CloneArguments
+from .arguments_trial import LOSSES
 from .batches import CheckedCollator, padded
 from .optim import MuonAdamW, bind, is_bound, plain
 from .options import ARGUMENTS, check_argument
-from .trial import LOSSES
 
 
 def taken(positional: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..recipe.schema import Recipe
-from ..training.complete import last_checkpoint
+from ..training.last_checkpoint import last_checkpoint
 from .disk import disk_errors, shown_path
 from .manifest import RUN_FILES, holds_run, refuse_strangers
 

@@ -11,8 +11,8 @@ from tiny import tiny_model
 from lowrank_clone import CloneModel, InputError, make_plan
 from lowrank_clone.recipe.method import clone_settings
 from lowrank_clone.recipe.schema import MethodConfig, Switch, TapsConfig
-from lowrank_clone.run.continuing import check_beginning, check_going_on
-from lowrank_clone.training import manifest
+from lowrank_clone.run.checkpoint_fit import check_beginning, check_going_on
+from lowrank_clone.training import checksums
 from lowrank_clone.training.checkpoint import save_clone, start_clone
 
 TEACHER = tiny_model("starcoder2", tie_word_embeddings=False)
@@ -117,7 +117,7 @@ def test_what_goes_on(theirs: MethodConfig, ours: MethodConfig, refusal: str | N
     for name in ("optimizer.pt", "scheduler.pt"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "trainer_state.json").write_text('{"global_step": 4}')
-    manifest.seal(tmp_path)
+    checksums.seal(tmp_path)
     if refusal is None:
         check_going_on(PLAN, ours, tmp_path)
     else:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .manifest import damage, sealed_files
+from .checksums import damage, sealed_files
 
 STATE_FILE = "trainer_state.json"
 _log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from ..recipe.method import choose_taps, clone_settings
 from ..recipe.schedule import kinds_at
 from ..recipe.schema import MethodConfig
 from ..training.checkpoint import check_plan, check_resumable
-from ..training.complete import STATE_FILE
-from ..training.manifest import damage
-from ..training.stored import Stored, read_stored
+from ..training.checksums import damage
+from ..training.last_checkpoint import STATE_FILE
+from ..training.plan_file import Stored, read_stored
 
 # Baselines whose students have nothing of the teacher's.
 FROM_SCRATCH = ("scratch", "logit_kd")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..data.check import check_sources
 from ..recipe.schema import Recipe
-from .located import local_teacher
-from .place import check_folder, output_folder
+from .output_folder import check_folder, output_folder
+from .teacher_place import local_teacher
 
 
 def check_early(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> None:
