@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
@@ -66,10 +64,12 @@ def attention_of(config: PretrainedConfig, implementation: str) -> str:
         InputError: The class has no such implementation, or what it needs is not installed.
     """
     text = decoder_config(config)
+    # A config remembers the implementation that its model was loaded with; what is written of it does not.
+    fresh = type(text).from_dict(text.to_dict())
     try:
         with torch.device("meta"):
             chosen = {} if implementation == "auto" else {"attn_implementation": implementation}
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(text), **chosen)
+            model = AutoModelForCausalLM.from_config(fresh, **chosen)
     except Exception as error:  # each in its own way
         if implementation == "auto":
             raise cannot_build(text.model_type, text.hidden_size, error) from error
