@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 for the user's mistakes, 1 for training that had to stop, 130 after Ctrl-C, 143 after SIGTERM.
     """
     _make_writable()
+    if not sys.stderr.isatty():
+        # tqdm reads this when it is imported: bars of other libraries say nothing to a file. Ours are lines there.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         # argparse ends a process by itself after --help and --version.
         arguments = parse(sys.argv[1:] if argv is None else argv)
