@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_model
+from tiny_inputs import VOCAB, save_teacher, write_text
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, T5Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -18,24 +19,17 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lowrank_clone.cli.main import main
 from lowrank_clone.cost import estimate as cost
 
-VOCAB = 258
-
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    tiny_model("llama", vocab_size=VOCAB, bos_token_id=256, eos_token_id=257, pad_token_id=None).save_pretrained(folder)
-    tiny_tokenizer(bos=False, eos=True, chat=True).save_pretrained(folder)
+    folder = save_teacher(tmp_path_factory.mktemp("teacher"))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     return folder
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(f"Document {i} says that {i} and {i + 1} are {2 * i + 1}. " * 20)
-    return folder
+    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

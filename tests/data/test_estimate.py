@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,18 +17,6 @@ from lowrank_clone.data.estimate import estimate_text
 from lowrank_clone.data.files import find_files
 from lowrank_clone.data.prepare import hold_out, prepare
 from lowrank_clone.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus"
-    path.mkdir()
-    return path
 
 
 def write(folder: Path, kind: str, count: int = 60) -> None:

@@ -20,18 +20,6 @@ GOOD = [json.dumps({"text": f"row {i} " + "words " * 10}) for i in range(40)]
 BOS, EOS = 256, 257
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus"
-    path.mkdir()
-    return path
-
-
 def run(
     path: Path, *, chat_template: str | None = None, bos: bool = False, on_error: str = "raise", **source
 ) -> Blocks:

@@ -25,19 +25,6 @@ EOS = 257
 VOCAB = 258
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """For the sources, beside the cache."""
-    path = tmp_path / "corpus"
-    path.mkdir()
-    return path
-
-
 def texts(count: int, word: str = "doc") -> list[str]:
     """Documents of different lengths, each with a number of its own in brackets."""
     return [f"<{word}{i}> " + f"{word} " * (i % 13) for i in range(count)]

@@ -9,24 +9,17 @@ from typing import Any
 import pytest
 import yaml
 from commands import lrc
-from tiny import tiny_model
-from tiny_tokenizer import tiny_tokenizer
+from tiny_inputs import save_teacher, write_text
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    tiny_model("llama", vocab_size=258, bos_token_id=256, eos_token_id=257, pad_token_id=None).save_pretrained(folder)
-    tiny_tokenizer(bos=False, eos=True, chat=True).save_pretrained(folder)
-    return folder
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(f"Document {i} says that {i} and {i + 1} are {2 * i + 1}. " * 20)
-    return folder
+    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

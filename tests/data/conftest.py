@@ -1,0 +1,19 @@
+"""A cache of its own for every test, and a folder for sources beside it."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """For the sources, beside the cache."""
+    path = tmp_path / "corpus"
+    path.mkdir()
+    return path
