@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
@@ -57,7 +58,8 @@ def print_plan(recipe: Recipe, plan: Plan) -> Cost:
     Returns:
         What a step costs, as it was printed.
     """
-    recomputed = recomputation(recipe, plan)
+    arguments = training_arguments(recipe)
+    recomputed = recomputation(arguments, plan)
     kinds = last_kinds(plan, recipe.method)
     rows = size_rows(plan, kinds)
     trained = sum(row.trained for row in rows)
@@ -75,18 +77,17 @@ def print_plan(recipe: Recipe, plan: Plan) -> Cost:
         kind = "" if row.reachable is None else kinds.get(row.group, "projected")
         table.add_row(row.group, kind, f"{row.tensors:,}", f"{row.deployed:,}", f"{row.trained:,}", share)
     console.print(table)
-    if training_arguments(recipe).get("muon"):
+    if arguments.get("muon"):
         console.print("Matrices are trained with Muon, all else with AdamW.")
-    return print_cost(recipe, plan, recomputed)
+    return print_cost(recipe, plan, arguments, recomputed)
 
 
-def recomputation(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """What the recipe's activation checkpointing is to the cost model.
+def recomputation(arguments: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """What the activation checkpointing of these training arguments is to the cost model.
 
     Raises:
         InputError: Its options are not usable.
     """
-    arguments = training_arguments(recipe)
     # The second is transformers' older name of the first.
     names = ("activation_checkpointing", "gradient_checkpointing")
     if not any(arguments.get(name) for name in names):
@@ -96,9 +97,8 @@ def recomputation(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     return {"recompute": options.get("recompute", "all"), "every_n_layers": options.get("every_n_layers", 1)}
 
 
-def print_cost(recipe: Recipe, plan: Plan, recomputed: dict[str, Any]) -> Cost:
-    """FLOPs and memory by the cost model, which are returned."""
-    arguments = training_arguments(recipe)
+def print_cost(recipe: Recipe, plan: Plan, arguments: Mapping[str, Any], recomputed: dict[str, Any]) -> Cost:
+    """FLOPs and memory by the cost model, which are returned. `arguments` are the recipe's (`training_arguments`)."""
     batch, accumulation = batch_sizes(recipe)
     settings = clone_settings(plan, recipe.method)
     objective = settings["objective"]
