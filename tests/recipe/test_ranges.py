@@ -107,8 +107,21 @@ data.max_epochs: 0 -1 .inf null
 data.on_error: 3 ignore null
 data.sources.0.weight: 0 -1 .inf 1e300 null heavy
 data.sources.0.max_documents: 0 -1 1.5
-data.sources.0.text_column: 3 null [a]
+data.sources.0.text_column: 3 null [a] a. .a a..b
 data.sources.0.special_tokens: 1 yes
+data.sources.0.chat_column: a. [a]
+data.sources.0.revision: 3 true
+data.sources.0.tokens: 0 -1 1.5 .inf many
+data.sources.0.repeat: 2 many
+data.sources.0.loss_on: assistant user null
+data.sources.0.filter: 3 [a] {a: 3} {a: {}} {a: {least: 3}} {a: {min: null}} {a: {min: .nan}} {a: {min: [1]}}
+data.sources.0.filter: {a: {in: 3}} {a: {in: []}} {a: {in: [null]}} {a: {equals: null}} {a: {min: 3, max: 2}}
+data.sources.0.filter: {a: {min: 3, max: b}} {a..b: {min: 1}} {"": {min: 1}} {a: {min: true}} null
+data.packing: best 3 null
+data.document_mask: 1 null
+data.deduplicate: near 1 null
+data.repeat: 2 null
+data.shards: 3 [a]
 data.sources.0.path: 3 null [a] {a: b}
 training.total_tokens: 0 -1 1.5 1e300 .inf many
 training.learning_rate: -1 1e9 .inf .nan null fast true

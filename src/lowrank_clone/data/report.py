@@ -46,7 +46,7 @@ class DataReport:
             if s.spelt:
                 lines.append(
                     f"{s.part} {s.path}: {s.spelt:,} documents spell special tokens out, which stay text; "
-                    "special_tokens: true in the source reads them as tokens"
+                    "special_tokens: parse in the source reads them as tokens"
                 )
             if s.other_files:
                 lines.append(

@@ -57,10 +57,10 @@ def tokenise(
     """`input_ids` of a batch of documents, empty for a blank or bad row; `spelt` where special tokens stand as text.
 
     What looks like a special token is read as one in chats, whose template writes them, and where the source says
-    `special_tokens: true`. There the text's own bos and eos are not doubled. Elsewhere it stays text.
+    `special_tokens: parse`. There the text's own bos and eos are not doubled. Elsewhere it stays text.
     """
     chat = source.chat_column is not None
-    special = chat or source.special_tokens
+    special = chat or source.special_tokens == "parse"
     texts, errors = list(batch["text"]), list(batch["error"])
     for i, text in enumerate(texts):
         if chat and text:

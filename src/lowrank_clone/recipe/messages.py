@@ -23,19 +23,23 @@ ALIASES = {
     "column": "text_column",
     "context_length": "sequence_length",
     "d_model": "hidden_size",
+    "conditions": "filter",
     "dataset": "sources",
+    "dedup": "deduplicate",
     "datasets": "sources",
     "dim": "hidden_size",
     "epochs": "num_train_epochs",
     "eps": "adam_epsilon",
     "eval_batch_size": "per_device_eval_batch_size",
     "file": "path",
+    "filters": "filter",
     "files": "sources",
     "grad_accum": "gradient_accumulation_steps",
     "gradient_clipping": "max_grad_norm",
     "kd_weight": "kl_weight",
     "lr": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
+    "mask_documents": "document_mask",
     "max_length": "sequence_length",
     "max_seq_length": "sequence_length",
     "max_tokens": "total_tokens",
@@ -45,6 +49,7 @@ ALIASES = {
     "optimizer": "optim",
     "out_dir": "output_dir",
     "output": "output_dir",
+    "repeats": "repeat",
     "scheduler": "lr_scheduler_type",
     "seq_len": "sequence_length",
     "seq_length": "sequence_length",
@@ -93,7 +98,8 @@ def input_error(error: ValidationError, folded: Mapping[str, Any]) -> InputError
     path, value = _resolve(first["loc"], folded)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
-        return cause
+        inside = _dotted(path)  # a check of two fields together names them from there on, or whole
+        return cause if str(cause).startswith(f"{inside}.") else InputError(f"{inside}.{cause}")
     if first["type"] == "unexpected_keyword_argument":
         return unknown_key(_dotted(path))
     if first["type"] == "missing":

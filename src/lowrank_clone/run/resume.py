@@ -49,6 +49,11 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.seed": ("refused", _ORDER),
     "data.on_error": ("free", ""),
     "data.num_proc": ("free", ""),
+    "data.packing": ("refused", "the text would be cut otherwise"),
+    "data.document_mask": ("refused", "the same text would be another batch"),
+    "data.deduplicate": ("free", ""),  # the blocks that come of it are compared
+    "data.repeat": ("free", ""),
+    "data.shards": ("free", ""),
     "data.max_epochs": ("free", ""),
     "training.total_tokens": ("free", ""),  # it is max_steps by now
     "training.max_steps": ("said", _RATES),
