@@ -31,7 +31,8 @@ from .estimate import mix_counts
 from .files import find_files
 from .read import DOCUMENTS_PER_BATCH, error_reason, find_origins, read_documents
 from .report import DataReport, Side, SourceReport
-from .tokenise import check_tokenizer, tokenise
+from .tokenise import tokenise
+from .tokenizer import check_tokenizer
 
 # `datasets` hashes importable functions by name only: raise this when documents, ids or blocks come out differently.
 _CACHE_VERSION = 2

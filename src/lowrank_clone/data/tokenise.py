@@ -1,49 +1,240 @@
 """Documents to token ids: `[bos] ids eos`, with bos only where the tokenizer itself adds it."""
 
+from __future__ import annotations
+
 import json
-import re
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+import xxhash
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .check import keyed_sources
-from .config import DataConfig, SourceConfig
-from .read import error_reason
+from .config import SourceConfig
+from .render import Rendered, Renderer
+from .tokenizer import bos_ids, check_ids, is_plain, special_names
 
-_LONGEST_CHAT = 16 * 2**20  # characters; a template that makes more of a few messages runs away
+_CHARACTERS = 4 * 2**20  # of one call of the tokenizer; a longer document is a call of its own
+_NO_IDS = np.empty(0, np.uint16)
 
 
-def check_tokenizer(config: DataConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Refuse a tokenizer that can't end documents, has ids beyond the model's, or lacks a template that is needed.
+class Document(Protocol):
+    """What a reader gives: a text or a chat, or the error for which there is none."""
+
+    @property
+    def text(self) -> str | None:
+        """The text, of a source of texts."""
+
+    @property
+    def messages(self) -> list[dict[str, Any]] | None:
+        """The messages, of a source of chats."""
+
+    @property
+    def error(self) -> str | None:
+        """Why there is neither."""
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for errors."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document as token ids; without ids it is blank, left out by its reader, or has an error."""
+
+    ids: np.ndarray
+    """`[tokens]` uint16 where the vocabulary is below 65,536, else uint32: `[bos] ids eos`."""
+    hash: int = 0
+    """xxh3_64 of the document's UTF-8 text; of a chat, of the rendered text."""
+    masked: np.ndarray | None = None
+    """`[spans, 2]` int64, half-open spans of tokens that are not the assistant's; None without loss_on: assistant."""
+    error: str | None = None
+    """Why the row can't be used."""
+    spelt: bool = False
+    """Whether special tokens stand in it as ordinary text."""
+
+
+class Tokeniser:
+    """Makes token ids of documents of one source. Picklable.
+
+    A document is `[bos] ids eos`: bos only where the tokenizer itself puts it before a text, and neither bos nor eos
+    twice, whatever a chat template or the text writes. What looks like a special token is read as one in chats, whose
+    template writes them, and where the source says `special_tokens: parse`; elsewhere it stays text.
+
+    Args:
+        tokenizer: The teacher's.
+        source: Whose documents these are.
+        vocab_size: Rows of the model's embedding.
 
     Raises:
-        InputError: In one line that says how to mend it.
+        InputError: `loss_on: assistant` needs to know which characters a token stands for, and the tokenizer does not.
     """
-    if tokenizer.eos_token_id is None:
-        raise InputError("teacher.model: the tokenizer has no eos token; expected one, which ends documents")
-    for key, source in keyed_sources(config):
-        if source.chat_column and not tokenizer.chat_template:
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: SourceConfig, vocab_size: int) -> None:
+        self._tokenizer, self._source, self._vocab_size = tokenizer, source, vocab_size
+        self.dtype = np.dtype(np.uint16 if vocab_size < 2**16 else np.uint32)
+        self._special = source.chat_column is not None or source.special_tokens == "parse"
+        self._spans = source.loss_on == "assistant"
+        if self._spans and not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise InputError(
-                f"{key}.chat_column: is set but the tokenizer has no chat template; expected one; use text_column, or "
-                "give the tokenizer a template"
+                f"loss_on: got assistant, and `{type(tokenizer).__name__}` does not say which characters a token "
+                "stands for; expected a tokenizer with a tokenizer.json; give one, or set loss_on: all"
             )
-    check_ids(np.array([tokenizer.eos_token_id]), tokenizer, vocab_size)
+        self._bos, self._eos = bos_ids(tokenizer), int(tokenizer.eos_token_id)
+        self._names = special_names(tokenizer)
+        self._renderer = Renderer(tokenizer) if source.chat_column else None
+
+    def encode(self, documents: Sequence[Document]) -> list[Encoded]:
+        """One result for each document, in their order.
+
+        Raises:
+            InputError: An id is beyond the model's vocabulary.
+        """
+        texts = self._texts(documents)
+        results = [Encoded(_NO_IDS, error=text.error) for text in texts]
+        filled = [i for i, text in enumerate(texts) if text.text and text.text.strip()]
+        for group in _groups(filled, texts):
+            rows = self._token_rows([texts[i].text or "" for i in group])
+            for i, (ids, ends) in zip(group, rows, strict=True):
+                results[i] = self._encoded(texts[i], ids, ends, documents[i].place)
+        return results
+
+    def _texts(self, documents: Sequence[Document]) -> list[Rendered]:
+        texts = [Rendered(document.text, error=document.error) for document in documents]
+        if self._renderer is None:
+            return texts
+        chats = [i for i, document in enumerate(documents) if document.messages is not None and not document.error]
+        for i, rendered in zip(chats, self._renderer.render([documents[i].messages or [] for i in chats]), strict=True):
+            texts[i] = rendered
+            if rendered.error:
+                texts[i] = Rendered(None, error=refusal(documents[i].place, rendered.error))
+        return texts
+
+    def _token_rows(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Ids `[tokens]` of each text, and `[tokens, 2]` the characters of each where spans are asked for."""
+        if not is_plain(self._tokenizer):
+            encoded = self._tokenizer(
+                texts,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_offsets_mapping=self._spans,
+                split_special_tokens=not self._special,
+                verbose=False,  # of documents longer than the model takes, which are cut into blocks
+            )
+            for i, ids in enumerate(encoded["input_ids"]):
+                places = np.array(encoded["offset_mapping"][i]) if self._spans else None
+                yield np.array(ids, np.int64), places
+            return
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = not self._special
+        call = backend.encode_batch if self._spans else backend.encode_batch_fast  # the fast one knows no characters
+        for encoding in call(texts, add_special_tokens=False):
+            yield np.array(encoding.ids, np.int64), np.array(encoding.offsets) if self._spans else None
+
+    def _encoded(self, text: Rendered, ids: np.ndarray, places: np.ndarray | None, place: str) -> Encoded:
+        assert text.text is not None
+        if not len(ids):
+            return Encoded(_NO_IDS)
+        check_ids(ids, self._tokenizer, self._vocab_size)
+        names = [] if self._special or self._names is None else self._names.findall(text.text)
+        if names and (lost := self._not_kept(names, ids)):
+            return Encoded(
+                _NO_IDS,
+                error=f"{self._source.column}: {place}: it spells `{lost}` out, which this tokenizer can't keep as "
+                "text; expected text without it; mend the row, set special_tokens: parse, or set on_error: skip",
+            )
+        said = None if places is None else _said(places, text.spans)
+        first, last, opened, ended = self._borders(ids)
+        start, end = [] if opened else self._bos, [] if ended else [self._eos]
+        whole = np.concatenate([start, ids[first:last], end]).astype(self.dtype)
+        masked = None
+        if said is not None:
+            # The end is the assistant's where it had the last word and the template writes no end of its own.
+            said = said[first:last]
+            masked = _runs(~np.concatenate([np.zeros(len(start), bool), said, said[-1:][: len(end)]]))
+        return Encoded(whole, xxhash.xxh3_64_intdigest(text.text.encode()), masked, spelt=bool(names))
+
+    def _borders(self, ids: np.ndarray) -> tuple[int, int, bool, bool]:
+        """The ids to keep, `[first, last)`, and whether they begin with bos and end with eos by themselves."""
+        first, last = 0, len(ids)
+        bos, eos = self._tokenizer.bos_token_id, self._eos
+        while last - first > 1 and ids[first] == bos == ids[first + 1]:
+            first += 1
+        while last - first > 1 and ids[last - 1] == eos == ids[last - 2]:
+            last -= 1
+        ends = np.flatnonzero(ids[max(first, last - 8) : last] == eos)
+        tail = ids[max(first, last - 8) + ends[-1] + 1 : last] if len(ends) else None
+        ended = (
+            tail is not None and not str(self._tokenizer.decode(tail.tolist())).strip()
+        )  # templates may add a newline
+        return first, last, bool(ids[first] == bos), ended
+
+    def _not_kept(self, names: list[str], ids: np.ndarray) -> str | None:
+        """The first of these special tokens' names that became the token itself."""
+        for name in dict.fromkeys(names):
+            token = self._tokenizer.convert_tokens_to_ids(name)
+            if token is not None and token != self._tokenizer.unk_token_id and (ids == token).any():
+                return name
+        return None
 
 
-def check_ids(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Refuse ids that the model's embedding has no row for.
+def refusal(place: str, reason: str) -> str:
+    """Why a chat can't be used, as the error of its row."""
+    return (
+        f"chat_column: {place}: the chat template refuses it ({reason}); mend the row or the template, or set "
+        "on_error: skip"
+    )
 
-    Raises:
-        InputError: It names the token.
+
+def _groups(indices: list[int], texts: list[Rendered]) -> Iterator[list[int]]:
+    """The texts in groups of bounded size, since a tokenizer needs some hundred bytes a token while it works."""
+    group: list[int] = []
+    size = 0
+    for i in indices:
+        length = len(texts[i].text or "")
+        if group and size + length > _CHARACTERS:
+            yield group
+            group, size = [], 0
+        group.append(i)
+        size += length
+    if group:
+        yield group
+
+
+def _said(places: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """`[tokens]` bool: tokens with a character inside one of the half-open spans.
+
+    Args:
+        places: `[tokens, 2]` characters of each token. Tokenizers leave spaces before a word out of them, so a token
+            begins where the one before it ended.
+        spans: In order, none overlapping.
     """
-    worst = int(ids.max())
-    if worst >= vocab_size:
-        raise InputError(
-            f"teacher.model: token {tokenizer.convert_ids_to_tokens(worst)!r} has id {worst}, beyond the model's "
-            f"embedding of {vocab_size} rows; expected the model's own tokenizer"
-        )
+    if not spans or not len(places):
+        return np.zeros(len(places), bool)
+    starts, ends = np.array(spans).T
+    begin = np.minimum(places[:, 0], np.concatenate([[0], places[:-1, 1]]))
+    nearest = np.searchsorted(ends, begin, side="right")
+    return (nearest < len(ends)) & (starts[np.minimum(nearest, len(ends) - 1)] < places[:, 1])
+
+
+def _runs(mask: np.ndarray) -> np.ndarray:
+    """`[runs, 2]` half-open stretches where a mask `[tokens]` is True."""
+    edges = np.diff(np.concatenate([[0], mask.astype(np.int8), [0]]))
+    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A document as `tokenise` is given it."""
+
+    text: str | None
+    messages: list[dict[str, Any]] | None
+    error: str | None
+    place: str
 
 
 def tokenise(
@@ -54,63 +245,18 @@ def tokenise(
     strict: bool,
     vocab_size: int,
 ) -> dict[str, list[Any]]:
-    """`input_ids` of a batch of documents, empty for a blank or bad row; `spelt` where special tokens stand as text.
-
-    What looks like a special token is read as one in chats, whose template writes them, and where the source says
-    `special_tokens: parse`. There the text's own bos and eos are not doubled. Elsewhere it stays text.
-    """
+    """`input_ids` of a batch of documents, empty for a blank or bad row; `spelt` where special tokens stand as text."""
     chat = source.chat_column is not None
-    special = chat or source.special_tokens == "parse"
-    texts, errors = list(batch["text"]), list(batch["error"])
-    for i, text in enumerate(texts):
-        if chat and text:
-            texts[i], errors[i] = _render(text, tokenizer, f"{source.path} document {indices[i]}")
-        if errors[i] and (strict or batch["fatal"][i]):
-            raise InputError(errors[i])
-    rows = [np.empty(0, np.int32) for _ in texts]
-    spelt = [False for _ in texts]
-    if filled := [i for i, text in enumerate(texts) if text and text.strip()]:
-        bos = [] if chat else bos_ids(tokenizer)  # a chat template writes its own
-        eos, names = tokenizer.eos_token_id, _special_names(tokenizer)
-        encoded = tokenizer(
-            [texts[i] for i in filled],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            split_special_tokens=not special,
-            verbose=False,  # of documents longer than the model takes, which are cut into blocks
-        )
-        for i, ids in zip(filled, encoded["input_ids"], strict=True):
-            start = [] if special and ids[: len(bos)] == bos else bos
-            ended = special and texts[i].rstrip().endswith(tokenizer.eos_token)  # most templates end a turn with eos
-            rows[i] = np.array([*start, *ids] if ended else [*start, *ids, eos], np.int32)
-            spelt[i] = not special and names is not None and names.search(texts[i]) is not None
-            check_ids(rows[i], tokenizer, vocab_size)
-    return {"input_ids": rows, "error": errors, "spelt": spelt}
-
-
-def _render(text: str, tokenizer: PreTrainedTokenizerBase, place: str) -> tuple[str | None, str | None]:
-    """The chat as text, or the error if the template refuses it."""
-    try:
-        rendered = str(tokenizer.apply_chat_template(json.loads(text), tokenize=False))
-        if rendered.strip() and len(rendered) <= _LONGEST_CHAT:
-            return rendered, None
-        reason = f"it makes {len(rendered):,} characters of it" if rendered.strip() else "it makes no text of it"
-    except Exception as error:  # a template is a program, and may fail with anything
-        reason = error_reason(error)
-    return None, (
-        f"chat_column: {place}: the chat template refuses it ({reason}); mend the row or the template, or set "
-        "on_error: skip"
-    )
-
-
-def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`[bos]` if the tokenizer itself puts it before a text."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
-def _special_names(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """What special tokens look like in text."""
-    names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    names |= set(tokenizer.all_special_tokens)
-    return re.compile("|".join(map(re.escape, sorted(names)))) if names else None
+    rows = [
+        _Row(None if chat else text, json.loads(text) if chat and text else None, error, f"{source.path} document {i}")
+        for text, error, i in zip(batch["text"], batch["error"], indices, strict=True)
+    ]
+    encoded = Tokeniser(tokenizer, source, vocab_size).encode(rows)
+    for row, fatal in zip(encoded, batch["fatal"], strict=True):
+        if row.error and (strict or fatal):
+            raise InputError(row.error)
+    return {
+        "input_ids": [row.ids.astype(np.int32) for row in encoded],
+        "error": [row.error for row in encoded],
+        "spelt": [row.spelt for row in encoded],
+    }
