@@ -86,7 +86,7 @@ def test_the_template_refuses_a_row() -> None:
         Given(messages=[{"role": "user", "content": " "}]),
         chat_column="chat",
     )
-    assert "chat_column: c.jsonl line 7: the chat template refuses it (TemplateError: no tools)" in (rows[0].error or "")
+    assert "c.jsonl line 7: the chat template refuses it (TemplateError: no tools)" in (rows[0].error or "")
     assert rows[1].ids.tolist() == [*bytes_of("hi"), EOS]
     assert "it makes no text of it" in (rows[2].error or "")
     assert rows[1].hash == xxhash.xxh3_64_intdigest(b"hi")  # of the rendered text
