@@ -181,7 +181,7 @@ class CloneModel(FactoredModule):
             clone = torch.stack(list(compared.losses.values())).sum()
             output.loss = total + self.objective.clone_weight * clone
             output.clone = clone.detach()
-            output.taps = {name: mse.detach() for name, mse in compared.losses.items()}
+            output.taps, output.relative = {k: mse.detach() for k, mse in compared.losses.items()}, compared.relative
             if self.training and self.target_squares is not None:
                 positions = valid.sum()
                 self.target_squares.add(compared.squares, positions if kl_count is None else kl_count, positions)
@@ -200,8 +200,8 @@ class CloneModel(FactoredModule):
         scales = None if self.target_squares is None else self.target_squares.scales(self.factors.pushes)
         taps = self.taps if self.objective.clone_weight != 0 else ()
         overwrite = self._execution.overwrites_targets
-        targets = dict(self.targets.items())
-        return Comparison(taps, self.probe.runs, tokens, targets, self._through, valid, count, scales, overwrite)
+        given = (tokens, dict(self.targets.items()), self._through, valid, count, scales, overwrite)
+        return Comparison(taps, self.probe.runs, *given, measure=not self.training)
 
     def accumulate(self, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[CloneOutput]:
         """The outputs of one optimiser step's micro-batches, whose losses add up to that of one large batch.

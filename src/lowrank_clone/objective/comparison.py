@@ -31,6 +31,7 @@ class Comparison:
             several times in the pass.
         scales: What multiplies each tap's MSE, by tap name, `own` for one over its own target's mean square, or None.
         overwrite: Whether the teacher has done with its outputs when the student runs, so that their memory is free.
+        measure: Whether to note in `relative` what makes each tap's relative error, which reads every target once more.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Comparison:
         count: Tensor | None,
         scales: Mapping[str, Tensor] | str | None,
         overwrite: bool = True,
+        measure: bool = False,
     ) -> None:
+        self._measure = measure
         self._taps, self._factors, self._through, self._scales = list(taps), factors, through, scales
         self._runs, self._tokens, self._valid, self._overwrite = runs, tokens, valid, overwrite
         self._count: Tensor | int = tokens
@@ -54,6 +57,7 @@ class Comparison:
         self._calls: defaultdict[str, int] = defaultdict(int)
         self.losses: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
+        self.relative: dict[str, Tensor] = {}
 
     def watch_teacher(self, watch: Watch) -> AbstractContextManager[None]:
         """Keep the outputs of the teacher, which runs inside this context."""
@@ -100,6 +104,8 @@ class Comparison:
         student = output if through is None else given.reshape(-1, given.shape[-1])
         factor = self._factors.get(tap.name)
         target = (teacher if factor is None else write_target(teacher, factor)).to(student.dtype)
+        scale = self._scale(call, target, valid)
+        square = mean_square(target, valid, self._count) if self._measure else None
         mse = tap_mse(
             student,
             target,
@@ -107,10 +113,14 @@ class Comparison:
             through=through,
             valid=valid,
             count=self._count,
-            scale=self._scale(call, target, valid),
+            scale=scale,
             overwrite=self._overwrite or target is not teacher,
         )
         self.losses[tap.name] = self.losses[tap.name] + mse if tap.name in self.losses else mse
+        if square is not None:
+            missed = mse.detach() if scale is None else mse.detach() / scale
+            pair = torch.stack([missed, square])
+            self.relative[tap.name] = self.relative[tap.name] + pair if tap.name in self.relative else pair
 
     def _scale(self, call: str, target: Tensor, valid: Tensor | None) -> Tensor | None:
         """What multiplies the MSE of this call of a tap; if anything does, its target's mean square is noted too."""

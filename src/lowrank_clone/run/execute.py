@@ -29,6 +29,7 @@ from ..training.checkpoint import load_clone
 from ..training.interrupt import Interruption, interruptible
 from ..training.metrics import MetricsFile, read_metrics
 from ..training.saving import StartCheckpoint
+from ..training.speed import Speed
 from ..training.trainer import CloneTrainer
 from .build_clone import is_calibrated, make_clone
 from .disk import disk_errors
@@ -146,6 +147,7 @@ def _train(
 
 def make_trainer(job: Job, clone: CloneModel, blocks: Blocks) -> CloneTrainer:
     """The trainer of this run, writing `metrics.jsonl` into its arguments' output folder."""
+    speed = Speed()
     return CloneTrainer(
         clone,
         job.arguments,
@@ -153,7 +155,8 @@ def make_trainer(job: Job, clone: CloneModel, blocks: Blocks) -> CloneTrainer:
         eval_dataset=blocks.validation,
         processing_class=job.tokenizer,
         callbacks=[
-            MetricsFile(Path(str(job.arguments.output_dir)) / "metrics.jsonl"),
+            speed,
+            MetricsFile(Path(str(job.arguments.output_dir)) / "metrics.jsonl", speed),
             MethodSchedule(job.recipe.method),
         ],
     )

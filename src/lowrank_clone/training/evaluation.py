@@ -38,7 +38,7 @@ def evaluate_set(trainer: Trainer, clone: CloneModel, dataloader: Any) -> tuple[
     with torch.random.fork_rng(devices=[]):  # evaluating or not must not change what is trained
         if unmeasured:  # before the first step: divided by the size of this data set's own targets
             clone.measure_targets(batch for batch, _ in new_batches(trainer, dataloader, dataloader.dataset))
-        losses = evaluate_losses(clone, read(), partial(add_up, trainer))
+        losses = evaluate_losses(clone, read(), partial(add_up, trainer), taps=trainer.args.log_taps)
     if unmeasured and clone.target_squares is not None:
         clone.target_squares.mean = None
     return losses, int(add_up(trainer, torch.tensor(rows)))
@@ -46,13 +46,18 @@ def evaluate_set(trainer: Trainer, clone: CloneModel, dataloader: Any) -> tuple[
 
 @torch.no_grad()
 def evaluate_losses(
-    clone: CloneModel, batches: Iterable[Mapping[str, Tensor]], add_up: Callable[[Tensor], Tensor]
+    clone: CloneModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    add_up: Callable[[Tensor], Tensor],
+    taps: bool = False,
 ) -> dict[str, float]:
     """`loss`, `lm`, `kl` and `clone` as far as they are in the objective, each a mean over its tokens; `perplexity`.
 
     Args:
         batches: On the clone's device, as many in each process.
         add_up: Sums a tensor over all processes.
+        taps: Whether to add `relative/<parameter>`, each tap's ||s - t||^2 / ||t||^2 over all tokens. A tap whose
+            targets are all zero has none.
 
     Raises:
         InputError: There is no batch, or no token to predict.
@@ -61,10 +66,16 @@ def evaluate_losses(
     clone.eval()
     names: list[str] = []
     sums: list[Tensor] = []
+    compared: list[str] = []
+    pairs: list[Tensor] = []  # [taps, 2]: squared difference and square, each summed over tokens
     try:
         for batch in batches:
-            terms, (targets, positions) = terms_of(clone(**batch)), count_tokens(batch)
+            output = clone(**batch)
+            terms, (targets, positions) = terms_of(output), count_tokens(batch)
             names = list(terms)
+            if taps and output.relative:
+                compared = list(output.relative)
+                pairs.append(torch.stack(list(output.relative.values())) * positions)
             weighed = [value * (targets if name == "lm" else positions) for name, value in terms.items()]
             sums.append(torch.stack([*weighed, targets.to(weighed[0].dtype), positions.to(weighed[0].dtype)]))
     finally:
@@ -80,7 +91,10 @@ def evaluate_losses(
     goal = clone.objective
     weights = {"lm": goal.lm_weight, "kl": goal.kl_weight, "clone": goal.clone_weight}
     loss = sum(weights[name] * value for name, value in means.items())
-    return {"loss": loss, **means, "perplexity": math.exp(min(means["lm"], 700.0))}
+    known = add_up(torch.stack(pairs).cpu().double().sum(0)).tolist() if pairs else []
+    ratios = zip(compared, known, strict=True)
+    relative = {f"relative/{name}": missed / square for name, (missed, square) in ratios if square > 0}
+    return {"loss": loss, **means, "perplexity": math.exp(min(means["lm"], 700.0)), **relative}
 
 
 def terms_of(output: CloneOutput, taps: bool = False) -> dict[str, Tensor]:

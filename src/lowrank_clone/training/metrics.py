@@ -15,15 +15,22 @@ from typing import Any, NoReturn
 
 from transformers import TrainerCallback
 
+from .speed import Speed
+
 LONGEST_LINE = 2**20  # bytes; a line with a thousand taps has 60,000
 _log = logging.getLogger("lowrank_clone")
 
 
 class MetricsFile(TrainerCallback):
-    """Append every log as a JSON line to `path`; on resume, drop damaged lines and those of steps to be done again."""
+    """Append every log as a JSON line to `path`; on resume, drop damaged lines and those of steps to be done again.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        speed: Adds its figures to the lines of training. They are kept out of Trainer's own history, in which a run
+            that is repeated leaves the same numbers.
+    """
+
+    def __init__(self, path: Path, speed: Speed | None = None) -> None:
+        self.path, self.speed = path, speed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mend the file of a run that goes on."""
@@ -35,6 +42,8 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             # JSON has no infinity and no NaN; a value that is none of its numbers is left out.
             numbers = {key: value for key, value in logs.items() if not _is_odd(value)}
+            if self.speed is not None and "tokens" in logs:
+                numbers |= self.speed.figures(logs["tokens"])
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
 
