@@ -19,7 +19,7 @@ from .batches import new_batches
 from .processes import add_up
 
 
-def evaluate_set(trainer: Trainer, clone: CloneModel, dataloader: Any) -> tuple[dict[str, float], int]:
+def evaluate_set(trainer: Trainer, clone: CloneModel, dataloader: Any, taps: bool) -> tuple[dict[str, float], int]:
     """What `evaluate_losses` measures on a data set that a trainer reads, and how many rows it has in all processes.
 
     Raises:
@@ -38,7 +38,7 @@ def evaluate_set(trainer: Trainer, clone: CloneModel, dataloader: Any) -> tuple[
     with torch.random.fork_rng(devices=[]):  # evaluating or not must not change what is trained
         if unmeasured:  # before the first step: divided by the size of this data set's own targets
             clone.measure_targets(batch for batch, _ in new_batches(trainer, dataloader, dataloader.dataset))
-        losses = evaluate_losses(clone, read(), partial(add_up, trainer), taps=trainer.args.log_taps)
+        losses = evaluate_losses(clone, read(), partial(add_up, trainer), taps=taps)
     if unmeasured and clone.target_squares is not None:
         clone.target_squares.mean = None
     return losses, int(add_up(trainer, torch.tensor(rows)))

@@ -230,7 +230,7 @@ class CloneTrainer(Trainer):
         """
         if description == "Prediction":
             raise InputError("predict: a clone measures losses and predicts nothing; use evaluate, or clone.student")
-        losses, rows = evaluate_set(self, self.clone, dataloader)
+        losses, rows = evaluate_set(self, self.clone, dataloader, taps=self.args.log_taps)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in losses.items()}
         nothing: Any = None
         return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=rows)
