@@ -61,7 +61,7 @@ def test_lines(folder: Path, line: bytes, field: str, message: str, place: int) 
 
 
 def test_a_line_without_end(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("lowrank_clone.data.read._LONGEST_LINE", 1000)
+    monkeypatch.setattr("lowrank_clone.data.readers.json_files.LONGEST", 1000)
     (folder / "a.jsonl").write_text("\n".join([*GOOD, json.dumps({"text": "x" * 5000}), *GOOD[:3]]))
     assert "a.jsonl line 41: a line of more than 1,000 bytes" in error_of(lambda: run(folder))
     report = run(folder, on_error="skip").report

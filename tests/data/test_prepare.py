@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_tokenizer import tiny_tokenizer
 
-from lowrank_clone.data import read, tokenise
+from lowrank_clone.data import tokenise
 from lowrank_clone.data.check import check_sources
 from lowrank_clone.data.config import DataConfig, SourceConfig
 from lowrank_clone.data.prepare import Blocks, prepare
@@ -213,17 +213,6 @@ def test_small_text_files_are_documents(folder: Path) -> None:
     assert sorted(blocks_of(blocks.train)) == sorted(map(tuple, naive([*texts(60), "compressed"], 16)))
 
 
-@pytest.mark.parametrize("mark", ["\n\n", "\n", " ", ""])
-def test_large_text_file_is_split_without_loss(folder: Path, monkeypatch, mark: str) -> None:
-    monkeypatch.setattr(read, "_CHUNK", 1000)
-    text = mark.join("abcdefg" * (1 + i % 9) for i in range(500))
-    (folder / "a.txt").write_text(text)
-    pieces = [piece for _, piece in read._read_text(str(folder / "a.txt"), SourceConfig(path=""))]
-    assert "".join(pieces) == text and len(pieces) > 5
-    assert all(500 < len(piece) <= 2000 for piece in pieces[:-1])
-    assert all(piece.endswith(mark) for piece in pieces[:-1])
-
-
 def test_a_limit_takes_the_first_documents(folder: Path) -> None:
     for i, name in enumerate("abc"):
         write_jsonl(folder / f"{name}.jsonl", texts(60)[20 * i : 20 * i + 20])
@@ -257,29 +246,6 @@ def test_chats_go_through_the_template(folder: Path, kind: str) -> None:
         stream += [*tokenizer(text)["input_ids"], *([EOS] if i == 1 else [])]
     expected = [tuple(stream[i : i + 16]) for i in range(0, len(stream) - 15, 16)]
     assert sorted(blocks_of(blocks.train)) == sorted(expected)
-
-
-@pytest.mark.parametrize("limit", [None, 30])
-def test_hub_dataset(monkeypatch, limit: int | None) -> None:
-    asked = []
-
-    def load_dataset(path: str, name: str | None, *, split: str, streaming: bool):
-        asked.append((path, name, split, streaming))
-        rows = datasets.Dataset.from_dict({"text": texts(60), "id": list(range(60))})
-        return rows.to_iterable_dataset() if streaming else rows
-
-    class Builder:
-        cache_dir = "revision"
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, name: Builder)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = SourceConfig(path="owner/set", name="en", split="half", max_documents=limit)
-    blocks = run([source])
-    assert sum(part.documents for part in blocks.report.sources) == (limit or 60)
-    assert asked == [("owner/set", "en", "half", True), ("owner/set", "en", "half", limit is not None)]
-    assert "no column `body`; expected one of the columns text, id" in error_of(
-        lambda: check_sources(DataConfig(sources=[SourceConfig(path="owner/set", text_column="body")]))
-    )
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
@@ -329,15 +295,6 @@ def test_missing_path(path: str) -> None:
     assert f"data.sources.0.path: no such file or folder as `{path}`; expected" in check(path)
 
 
-def test_name_that_is_no_hub_dataset(monkeypatch) -> None:
-    def refuse(path: str, name: str | None) -> None:
-        raise ConnectionError("no\nnetwork")
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    message = check("owner/missing")
-    assert "neither an existing file or folder nor a Hub dataset" in message and "no network" in message
-
-
 @pytest.mark.parametrize("content", [b"", b" \n\n"])
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_file_without_text(folder: Path, name: str, content: bytes) -> None:
@@ -356,7 +313,7 @@ def test_blank_rows_only(folder: Path) -> None:
     assert "0 tokens for train" in error_of(lambda: run(path, validation=write_jsonl(folder / "v.jsonl", texts(9))))
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.txt.zst", "a.gz", "noextension"])
+@pytest.mark.parametrize("name", ["a.csv", "a.txt.xz", "a.parquet.gz", "a.gz", "noextension"])
 def test_unknown_extension(folder: Path, name: str) -> None:
     (folder / name).write_text("text")
     assert "unknown extension" in check(str(folder / name))
@@ -380,15 +337,12 @@ def test_file_that_breaks_off(folder: Path, on_error: str) -> None:
 
 def test_text_that_is_not_utf8(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"caf\xe9")
-    assert "a.txt: cannot be read (UnicodeDecodeError" in check(str(folder / "a.txt"))
+    assert "a.txt: not UTF-8 (unexpected end of data at byte 3); expected UTF-8 text" in check(str(folder / "a.txt"))
 
 
 def test_file_without_permission(folder: Path, monkeypatch) -> None:
-    def refuse(path: str) -> None:
-        raise PermissionError(13, "Permission denied")
-
     path = write_jsonl(folder / "a.jsonl", texts(9))
-    monkeypatch.setattr(read, "open_file", refuse)  # the superuser may read everything, so the mode cannot be the test
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may read everything, so the mode can't be it
     assert "a.jsonl: cannot be read (PermissionError" in check(path)
 
 
@@ -436,13 +390,6 @@ def test_malformed_line_in_one_of_many_files(folder: Path, num_proc: int | None)
         file.write("no json")
     assert "b.jsonl line 61: malformed JSON" in error_of(lambda: run(str(folder), num_proc=num_proc))
     assert run(str(folder), num_proc=num_proc, on_error="skip").report.sources[0].skipped == 1
-
-
-def test_nothing_is_read_after_the_first_bad_row(folder: Path) -> None:
-    path = write_parquet(folder / "a.parquet", ["text", None, "text", None])
-    source, origins = SourceConfig(path=path), [(path, "")] * 2
-    strict, lenient = ([bool(r["error"]) for r in read.read_documents(origins, source, s)] for s in (True, False))
-    assert (strict, lenient) == ([False, True], [False, True, False, True] * 2)
 
 
 def test_null_in_parquet(folder: Path) -> None:

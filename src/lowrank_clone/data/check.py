@@ -1,9 +1,11 @@
 """Checks of the sources before any long work. Imports nothing heavy, so that mistakes are told at once."""
 
+import errno
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,9 +13,15 @@ from typing import Any
 from ..errors import InputError
 from .config import DataConfig, SourceConfig
 from .files import find_files
-from .read import ADVICE, find_origins, read_documents
+from .readers.documents import Document, Part, Piece
+from .readers.hub import split_hub
+from .readers.opening import readable
+from .readers.reading import ADVICE, read_documents
 
 _PROBE = 8  # rows of each file that are read before any long work
+_PROBED = 1000  # files of a source that are looked into, evenly spread, where there are more
+
+_DEFAULT = SourceConfig(path="")
 
 
 def keyed_sources(config: DataConfig) -> list[tuple[str, SourceConfig]]:
@@ -71,44 +79,72 @@ def check_sources(config: DataConfig) -> None:
 
 
 def _check_once(source: SourceConfig, key: str, seen: dict[Any, str]) -> None:
-    """Each file and each split stands in one source only."""
+    """Each file and each split stands in one source only, unless other rows or another column are taken of it."""
     found = find_files(source.path)
-    if found is not None and (source.name is not None or source.split != "train"):
-        field = "split" if source.name is None else "name"
-        raise InputError(
-            f"{field}: name and split select from a Hub dataset, and `{source.path}` is local; remove them"
-        )
-    origins = [(source.path, source.name, source.split)] if found is None else map(os.path.realpath, found.files)
-    for origin in origins:
-        if origin in seen:
+    hub_only = {"name": source.name, "revision": source.revision, "split": source.split}
+    for field, value in hub_only.items():
+        if found is not None and value != getattr(_DEFAULT, field):
             raise InputError(
-                f"path: {origin} is already part of {seen[origin]}; expected each file once, or its documents are on "
-                "both sides of the hold-out or twice in the mix; remove one of the two"
+                f"{field}: name and split select from a Hub dataset, as revision does, and `{source.path}` is local; "
+                "remove them"
             )
-        seen[origin] = key
+    taken = (source.column, str(source.filter))
+    names: Iterable[str] = [source.path] if found is None else found.files
+    for name in names:
+        origin = (*hub_only.values(), name) if found is None else _inode(name)
+        if (origin, taken) in seen:
+            raise InputError(
+                f"path: {name} is already part of {seen[origin, taken]}; expected each file once, or its documents are "
+                "on both sides of the hold-out or twice in the mix; remove one of the two"
+            )
+        seen[origin, taken] = key
+
+
+def _inode(file: str) -> tuple[int, int]:
+    """What two names of one file have in common."""
+    with readable(file):
+        found = os.stat(file)
+        if not os.access(file, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
+    return found.st_dev, found.st_ino
 
 
 def _probe_source(source: SourceConfig, strict: bool, held_out: bool) -> None:
-    """The first rows of every origin; a file without text harms no others, a source without text is refused."""
-    origins = find_origins(source)
-    few = replace(
-        source, max_documents=min(source.max_documents or _PROBE, _PROBE)
-    )  # so that a Hub dataset is streamed
-    documents, whole = 0, True
-    for origin in origins:
-        rows = list(itertools.islice(read_documents([origin], few, strict), _PROBE))
-        bad = [row for row in rows if row["error"]]
-        if bad and (strict or bad[-1]["fatal"]):
-            raise InputError(bad[-1]["error"])
-        if bad and len(bad) == len(rows):
-            raise InputError(f"{bad[0]['error'].removesuffix(ADVICE)}; and so are all of its first {len(bad)} rows")
-        documents += sum(bool((row["text"] or "").strip()) for row in rows)
+    """The first rows of every file; a file without text harms no others, a source without text is refused."""
+    few = replace(source, max_documents=min(source.max_documents or _PROBE, _PROBE))
+    found = find_files(source.path)
+    files = () if found is None else found.files
+    chosen = files[:: -(-len(files) // _PROBED)] if files else ()
+    parts = [Part((Piece(file),), 0) for file in chosen] or split_hub(few, one=True)
+    documents, whole, dropped = 0, len(chosen) == len(files), Counter[str]()
+    for part in parts:
+        rows = list(itertools.islice(read_documents(part, few, strict), _PROBE))
+        _refuse_bad(rows, strict)
+        dropped.update(row.dropped for row in rows if row.dropped)
+        documents += sum(row.error is None and row.dropped is None for row in rows)
         whole &= len(rows) < _PROBE
+    several = f"in {len(parts):,} files" if len(parts) > 1 else f"in {parts[0].pieces[0].path}"
     if documents == 0 and whole:
-        several = f"in {len(origins):,} files" if len(origins) > 1 else f"in {origins[0][0]}"
-        raise InputError(f"path: `{source.path}` holds no text {several}; expected at least one document")
+        reasons = ", ".join(f"{count:,} rows left out: {reason}" for reason, count in dropped.items())
+        raise InputError(
+            f"path: `{source.path}` holds no text {several}{f' ({reasons})' if reasons else ''}; expected at least one "
+            "document"
+        )
     if held_out and whole and documents == 1:
         raise InputError(one_document(source.path))
+
+
+def _refuse_bad(rows: list[Document], strict: bool) -> None:
+    """Raise for the first rows of a file: a bad one where bad rows are not skipped, and where all of them are bad.
+
+    Raises:
+        InputError: It is the row's error.
+    """
+    bad = [row for row in rows if row.error is not None]
+    if bad and (strict or bad[-1].fatal):
+        raise InputError(str(bad[-1].error))
+    if bad and len(bad) == len(rows):
+        raise InputError(f"{str(bad[0].error).removesuffix(ADVICE)}; and so are all of its first {len(bad)} rows")
 
 
 def one_document(path: str) -> str:

@@ -1,11 +1,7 @@
 """How much text there is, about, before it is tokenised: a sample of every source, scaled by its bytes."""
 
-import gzip
-import itertools
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -13,15 +9,17 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from .check import keyed_sources, named
 from .config import DataConfig, SourceConfig
-from .files import Found, extension, find_files, version_of
-from .read import open_file, read_documents, readable
-from .tokenise import tokenise
+from .files import Found, find_files, format_of
+from .readers.documents import Document, Part, Piece
+from .readers.reading import read_documents
+from .readers.sampling import sample_file, unpacked_size
+from .readers.text_files import CHUNK
+from .tokenise import Tokeniser
 
 _WHOLE = 2 * 2**20  # bytes of a source up to which all of it is read
 _FILES = 16  # files of a larger one that are looked into, evenly spread
-_ROWS = 64  # documents of each
-_BYTES = 256 * 1024  # about the bytes of each
-_TEXT = 60_000  # bytes of a document that the reader makes of a long text, about
+_ROWS = 64  # rows of each, of a .parquet file
+_BYTES = 256 * 1024  # bytes of each, of others
 
 
 @dataclass(frozen=True)
@@ -87,94 +85,55 @@ def _estimate_source(
     if found is None:
         return SourceEstimate(key, source.path, None, None, False)
     strict = config.on_error == "raise"
-    with named(key), readable(source.path):
+    with named(key):
         return _look_into(key, source, found, strict, tokenizer)
 
 
 def _look_into(
     key: str, source: SourceConfig, found: Found, strict: bool, tokenizer: PreTrainedTokenizerBase
 ) -> SourceEstimate:
-    files = list(found.files)
-    whole = sum(map(_unpacked_size, files)) <= _WHOLE and not any(file.endswith(".parquet") for file in files)
-    if whole:
-        rows = list(read_documents([(file, version_of(file)) for file in files], source, strict))
-        for row in rows:
-            if row["error"] and (strict or row["fatal"]):
-                raise InputError(row["error"])
+    files, others = list(found.files), len(found.others)
+    if any(format_of(file) == "table" for file in files) or sum(map(unpacked_size, files)) > _WHOLE:
+        documents, tokens = _sampled(source, files, strict, tokenizer)
+        return SourceEstimate(key, source.path, round(documents), round(tokens), False, others)
+    rows = list(read_documents(Part(tuple(map(Piece, files)), 0), source, strict))
+    lengths = _lengths(rows, source, tokenizer, strict)
+    if not lengths.any():
+        raise InputError(f"path: `{source.path}` holds no text; expected at least one document")
+    return SourceEstimate(key, source.path, int((lengths > 0).sum()), int(lengths.sum()), True, others)
+
+
+def _sampled(
+    source: SourceConfig, files: list[str], strict: bool, tokenizer: PreTrainedTokenizerBase
+) -> tuple[float, float]:
+    """Documents and tokens of a source by a look into some of its files."""
+    documents = tokens = size = 0.0
+    for file in files[:: -(-len(files) // _FILES)]:
+        share, rows = sample_file(file, source, _BYTES, _ROWS)
         lengths = _lengths(rows, source, tokenizer, strict)
-        if not lengths.any():
-            raise InputError(f"path: `{source.path}` holds no text; expected at least one document")
-        return SourceEstimate(key, source.path, int((lengths > 0).sum()), int(lengths.sum()), True, len(found.others))
-    chosen = files[:: -(-len(files) // _FILES)]
-    documents = tokens = share = 0.0
-    for file in chosen:
-        part, lengths = _sample(file, source, tokenizer, strict)
-        if part > 0:
-            documents += (lengths > 0).sum() / part
-            tokens += lengths.sum() / part
-        share += os.path.getsize(file)
-    scale = sum(map(os.path.getsize, files)) / max(share, 1)
+        if share > 0:
+            documents += (lengths > 0).sum() / share
+            tokens += lengths.sum() / share
+        size += os.path.getsize(file)
+    scale = sum(map(os.path.getsize, files)) / max(size, 1)
     documents, tokens = documents * scale, tokens * scale
-    if all(extension(file) == ".txt" for file in files):
-        documents = sum(-(-int(_unpacked_size(file)) // _TEXT) for file in files)
+    if all(format_of(file) == "text" for file in files):
+        documents = sum(-(-unpacked_size(file) // CHUNK) for file in files)  # as the reader cuts them
     if source.max_documents is not None and documents > source.max_documents:
-        documents, tokens = source.max_documents, tokens * source.max_documents / documents
-    return SourceEstimate(key, source.path, round(documents), round(tokens), False, len(found.others))
-
-
-def _sample(
-    file: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, strict: bool
-) -> tuple[float, np.ndarray]:
-    """The share of a file that was looked into, and the lengths of the documents in it."""
-    rows: list[dict[str, Any]] = []
-    if extension(file) == ".parquet":
-        import pyarrow.parquet as pq
-
-        count = pq.ParquetFile(file).metadata.num_rows
-        rows = list(itertools.islice(_rows(file, source), _ROWS))
-        return len(rows) / max(count, 1), _lengths(rows, source, tokenizer, strict)
-    size, seen = _unpacked_size(file), 0
-    with open_file(file) as stream:
-        start = stream.read(_BYTES)
-    if extension(file) == ".txt":
-        whole = len(start) >= size
-        text = start.decode("utf-8", errors="replace")
-        # The reader makes documents of at least 64 KiB of a long text, and the eos of each is one token more.
-        rows = [{"text": text[i : i + 65536], "error": None, "fatal": False} for i in range(0, len(text), 65536)]
-        return (1.0 if whole else len(start) / size), _lengths(rows, source, tokenizer, strict)
-    lines = [line for line in start.splitlines(keepends=True) if line.endswith(b"\n") or len(start) >= size]
-    for line, row in zip(lines[:_ROWS], _rows(file, source), strict=False):
-        rows.append(row)
-        seen += len(line)
-    return seen / max(size, 1), _lengths(rows, source, tokenizer, strict)
-
-
-def _rows(file: str, source: SourceConfig) -> Iterator[dict[str, Any]]:
-    return read_documents([(file, version_of(file))], replace(source, max_documents=None), False)
-
-
-def _unpacked_size(file: str) -> float:
-    """Bytes of a file's text; of a packed one by how far its first part unpacks."""
-    size = os.path.getsize(file)
-    if not file.lower().endswith(".gz") or size == 0:
-        return size
-    with readable(file), open(file, "rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
-        unpacked = len(stream.read(_BYTES))
-        if raw.tell() < size:
-            return size * unpacked / raw.tell()
-        while piece := stream.read(_BYTES):  # the rest is in memory already
-            unpacked += len(piece)
-        return unpacked
+        return source.max_documents, tokens * source.max_documents / documents
+    return documents, tokens
 
 
 def _lengths(
-    rows: list[dict[str, Any]], source: SourceConfig, tokenizer: PreTrainedTokenizerBase, strict: bool
+    rows: list[Document], source: SourceConfig, tokenizer: PreTrainedTokenizerBase, strict: bool
 ) -> np.ndarray:
-    """`[documents]` tokens of each; 0 for bad rows.
+    """`[documents]` tokens of each; 0 for bad, blank and dropped rows.
 
     Raises:
-        InputError: With `strict`, the first row that is bad, or that the chat template refuses.
+        InputError: With `strict`, the first row that is bad, or that the chat template refuses; an unreadable file.
     """
-    batch = {name: [row[name] for row in rows] for name in ("text", "error", "fatal")}
-    ids = tokenise(batch, list(range(len(rows))), tokenizer, source, strict, len(tokenizer) + 2**20)["input_ids"]
-    return np.array([len(one) for one in ids], float)
+    encoded = Tokeniser(tokenizer, source, len(tokenizer) + 2**20).encode(rows)
+    for row, one in zip(rows, encoded, strict=True):
+        if one.error is not None and (strict or row.fatal):
+            raise InputError(one.error)
+    return np.array([len(one.ids) for one in encoded], float)

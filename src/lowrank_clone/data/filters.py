@@ -1,7 +1,9 @@
 """Conditions on the columns of a source's rows: `{int_score: {min: 4}, language: {in: [en, de]}}`."""
 
+import datetime
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -35,12 +37,12 @@ def _check_condition(column: str, operator: str, bound: Any) -> None:
     if operator not in OPERATORS:
         raise ValueError(f"expected one of {', '.join(OPERATORS)} for `{column}`, and there is `{operator}`")
     if operator in ("min", "max"):
-        if kind_of(bound) not in ("a number", "text"):
+        if not _is_bound(bound) or isinstance(bound, bool):
             raise ValueError(f"expected {operator} of `{column}` to be a finite number, or text such as a date")
     elif operator == "equals":
-        if kind_of(bound) is None:
+        if not _is_bound(bound):
             raise ValueError(f"expected equals of `{column}` to be a finite number, text, true or false")
-    elif not isinstance(bound, list) or not bound or None in map(kind_of, bound):
+    elif not isinstance(bound, list) or not all(map(_is_bound, bound)) or not bound:
         raise ValueError(f"expected in of `{column}` to be a list of numbers, texts, true or false")
 
 
@@ -48,9 +50,14 @@ def kind_of(value: Any) -> str | None:
     """What a value can be compared with; None for what can't be compared."""
     if isinstance(value, bool):
         return "true or false"
-    if isinstance(value, Real):
-        return "a number" if math.isfinite(value) else None
+    if isinstance(value, Real | Decimal):
+        return "a number"
     return "text" if isinstance(value, str) else None
+
+
+def _is_bound(value: Any) -> bool:
+    """Whether a recipe's value can be a bound; not a number counts as none, and neither does infinity."""
+    return kind_of(value) is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
 def passes(value: Any, conditions: Mapping[str, Any]) -> bool:
@@ -61,6 +68,8 @@ def passes(value: Any, conditions: Mapping[str, Any]) -> bool:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
+    if isinstance(value, datetime.date):  # and datetime: tables have them as such, recipes as text
+        value = value.isoformat()
     for operator, bound in conditions.items():
         bounds = bound if operator == "in" else [bound]
         if kind_of(value) not in map(kind_of, bounds):

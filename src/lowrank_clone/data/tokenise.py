@@ -36,8 +36,8 @@ class Document(Protocol):
         """Why there is neither."""
 
     @property
-    def place(self) -> str:
-        """Where it stands, for errors."""
+    def place(self) -> object:
+        """Where it stands, for errors; its text is made when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Tokeniser:
         for encoding in call(texts, add_special_tokens=False):
             yield np.array(encoding.ids, np.int64), np.array(encoding.offsets) if self._spans else None
 
-    def _encoded(self, text: Rendered, ids: np.ndarray, places: np.ndarray | None, place: str) -> Encoded:
+    def _encoded(self, text: Rendered, ids: np.ndarray, places: np.ndarray | None, place: object) -> Encoded:
         assert text.text is not None
         if not len(ids):
             return Encoded(_NO_IDS)
@@ -182,7 +182,7 @@ class Tokeniser:
         return None
 
 
-def refusal(place: str, reason: str) -> str:
+def refusal(place: object, reason: str) -> str:
     """Why a chat can't be used, as the error of its row."""
     return (
         f"chat_column: {place}: the chat template refuses it ({reason}); mend the row or the template, or set "
