@@ -1,12 +1,13 @@
-"""What one process and two processes are asked to do alike; run as a script, this file is one of the two.
+"""What one process and several processes are asked to do alike; run as a script, this file is one of the several.
 
-WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/processes.py FOLDER
+WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/processes.py FOLDER [CASE ...]
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
         rows(13),
     ),
     "stream": ({"clone_weight": 0.0}, {"max_steps": 4, "logging_steps": 3}, Stream(rows(13, least=10))),
+    "order": ({"clone_weight": 0.0}, {"max_steps": 7, "eval_strategy": "no", "seed": 3}, rows(10, least=3)),
     "muon": ({"kl_weight": 0.0}, {"max_steps": 3, "muon": True, "ddp_bucket_cap_mb": 1}, rows(7)),
 }
 # More rows than a batch of all processes, an uneven last batch, fewer rows than processes.
 HELD_OUT = {"many": rows(11, 1), "few": rows(3, 2), "one": rows(1, 3), "stream": Stream(rows(7, 4, least=10))}
 
 
-def results(world: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """Logs, factors and running means of every case, run by this process as one of `world`."""
-    return {name: run(folder / name, world, *case) for name, case in CASES.items()}
+def results(world: int, folder: Path, cases: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Logs, factors and running means of the cases (all unless named), run by this process as one of `world`."""
+    return {name: run(folder / name, world, *CASES[name]) for name in cases or CASES}
 
 
 def run(folder: Path, world: int, objective: dict[str, Any], options: dict[str, Any], train: Any) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def run(folder: Path, world: int, objective: dict[str, Any], options: dict[str, 
         trainers.append(CloneTrainer(model, args, train_dataset=train, eval_dataset=HELD_OUT))
         trainers[-1].train(resume_from_checkpoint=checkpoint)
     whole, resumed = trainers
+    assert whole.state.log_history[-2].get("data_hash") == resumed.state.log_history[-2].get("data_hash")
     for name, factor in whole.clone.factors.items():
         assert torch.equal(factor, resumed.clone.factors[name]), name
     squares = whole.clone.target_squares
@@ -107,7 +110,7 @@ def without_times(log: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = results(int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]))
+    found = results(int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]), sys.argv[2:])
     if os.environ["RANK"] == "0":
         torch.save(found, Path(sys.argv[1]) / "results.pt")
     distributed.destroy_process_group()

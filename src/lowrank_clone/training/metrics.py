@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from transformers import TrainerCallback
 
+from .order import data_hash
 from .speed import Speed
 
 LONGEST_LINE = 2**20  # bytes; a line with a thousand taps has 60,000
@@ -44,6 +45,8 @@ class MetricsFile(TrainerCallback):
             numbers = {key: value for key, value in logs.items() if not _is_odd(value)}
             if self.speed is not None and "tokens" in logs:
                 numbers |= self.speed.figures(logs["tokens"])
+            if "loss" in logs and (read := data_hash(state)) is not None:
+                numbers["data_hash"] = read
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
 

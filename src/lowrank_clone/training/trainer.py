@@ -17,18 +17,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from ..errors import InputError, NonFiniteLoss
 from ..model import CloneModel
-from ..objective.tokens import count_tokens
 from .arguments import CloneArguments
-from .batches import new_batches, tokens_of
 from .checkpoint import load_clone, readable, resume_clone, write_clone
 from .checksums import written_whole
 from .evaluation import evaluate_set, non_finite, terms_of
 from .last_checkpoint import last_checkpoint
 from .optim import is_bound, refresh
+from .order import DataHash, ShuffledRows, hash_of, shuffled_rows
 from .processes import InStep, add_up
 from .progress import Progress
 from .readers import save_for_readers
 from .saving import TimedCheckpoints, follow_schedule, rotate
+from .step import StepReader
 from .trainer_inputs import check_optimizer, taken
 from .warmup import without_idle_step
 
@@ -44,6 +44,8 @@ class CloneTrainer(Trainer):
     * `lm`, `kl`, `clone` and every tap are logged next to the loss; an evaluation is a mean over all tokens of a data
       set and adds the perplexity;
     * the first step of a warm-up has a rate above 0 (`warmup.py`);
+    * rows are read in an order that the seed and the epoch alone decide, and `data_hash` in logs and checkpoints is a
+      hash over those that were read (`order.py`);
     * checkpoints hold the factors and never the teacher; `save_model` writes the student as a plain checkpoint.
 
     Args:
@@ -72,12 +74,14 @@ class CloneTrainer(Trainer):
             raise InputError(f"CloneTrainer: {' '.join(str(error).split())}") from error
         self.clone.config.use_cache = use_cache  # Trainer sets it for a run; it would be saved with the student
         self._terms: dict[str, Tensor] = {}
+        self._rows: ShuffledRows | None = None
         self._term_steps = self._step_tokens = 0
         for theirs in (ProgressCallback, PrinterCallback):
             self.remove_callback(theirs)
         self.add_callback(Progress(steps=not self.args.disable_tqdm))
         self.add_callback(TimedCheckpoints(self.args.save_minutes))
         self.add_callback(InStep(self))
+        self.add_callback(DataHash())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer's. It can be called again, after an exception too: nothing is left of a step that was not done.
@@ -143,8 +147,20 @@ class CloneTrainer(Trainer):
     def _forget_step(self) -> None:
         """Leave nothing of a step that will not be done: no gradient, no sum."""
         self.clone.factors.zero_grad()
+        hash_of(self).pending = []
         if self.clone.target_squares is not None:
             self.clone.target_squares.drop()
+
+    # What is read --------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        self._rows = shuffled_rows(self.args, self.train_dataset if train_dataset is None else train_dataset)
+        return super()._get_train_sampler(train_dataset) if self._rows is None else self._rows
+
+    def _run_epoch(self, model: Any, epoch: Any, *rest: Any, **named: Any) -> None:
+        if self._rows is not None:  # accelerate does not reach it in a loader that skips the rows before a resume
+            self._rows.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *rest, **named)
 
     # What is counted -----------------------------------------------------------------------------------------------
 
@@ -155,28 +171,19 @@ class CloneTrainer(Trainer):
 
         The targets of the first step are measured here, if taps are divided by their size.
         """
-        tokens: list[Tensor] = []
-
-        def read() -> Iterator[dict[str, Tensor]]:
-            drop_last = self.args.dataloader_drop_last
-            for batch, new in new_batches(self, epoch_iterator, self.train_dataset, drop_last):
-                tokens.append(tokens_of(batch, new))
-                yield batch
-
-        batches, _ = super().get_batch_samples(read(), num_batches, device)
+        step = StepReader(self)
+        batches, _ = super().get_batch_samples(step.read(epoch_iterator), num_batches, device)
         if not batches:
             return [], None
-        counts = torch.stack([count_tokens(batch) for batch in batches]).sum(0)
-        counts = add_up(self, torch.cat([counts, torch.stack(tokens).sum().view(1)]))
-        _, positions, self._step_tokens = counts.tolist()
-        if positions == 0:
+        counts, self._step_tokens, hash_of(self).pending = step.counted(batches)
+        if counts[1] == 0:
             logger.warning(
                 "step %d: no position of its %d batches counts, as all labels are -100; nothing is learned from them",
                 self.state.global_step + 1,
                 len(batches),
             )
         self.clone.measure_targets(batches)
-        return batches, counts[:2]
+        return batches, counts
 
     # What is logged ------------------------------------------------------------------------------------------------
 
