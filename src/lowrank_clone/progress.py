@@ -38,6 +38,13 @@ class Meter:
         if self._lines is not None:
             self._lines.advance(count, note)
 
+    def expect(self, total: int) -> None:
+        """The whole is estimated anew."""
+        if self._bar is not None:
+            self._bar.total = total
+        if self._lines is not None:
+            self._lines.total = total
+
 
 @contextmanager
 def progress(

@@ -165,8 +165,9 @@ def open_source(folder: Path, *, verify: bool = False) -> TokenSource:
     """Open the shards in a folder.
 
     Args:
-        verify: Also hold every file against its checksum, which reads them all (about 1 s for 10 GB in memory; else as
-            long as the disk takes). Sizes are compared in any case, one `stat` a file.
+        verify: Hold every file against its checksum, which reads them all: as long as the disk takes, and a second for
+            each 5 GB that are in memory. Else this is done of files alone that were changed after their shard's record
+            was written, and sizes are compared; that takes one `stat` a file.
 
     Raises:
         InputError: A file is missing, truncated or altered, or another version wrote the shards.

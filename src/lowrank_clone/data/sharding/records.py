@@ -20,7 +20,6 @@ import pydantic
 import xxhash
 
 from ...errors import InputError, one_line
-from ..config import SourceConfig
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -33,21 +32,6 @@ class FileState:
 
     bytes: int
     xxh3_128: str
-
-
-@dataclass(frozen=True)
-class InputState:
-    """A file of the source, or a part of one, as it was when it was read; times are in nanoseconds."""
-
-    path: str
-    start: int
-    stop: int
-    bytes: int
-    """Of the whole file."""
-    modified: int
-    changed: int
-    xxh3_128: str
-    """Of the bytes from start to stop."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +52,35 @@ class ShardRecord:
     """Documents in whose text special tokens are spelt out, and stay text."""
     complete: bool = True
     """False where reading stopped because enough tokens were there."""
-    inputs: tuple[InputState, ...] = ()
+    stamps: str = ""
+    """Digest of names, sizes and times of the files it was made of; empty where those can't be trusted."""
+    content: str = ""
+    """Digest of the bytes it was made of; empty for the Hub, whose revision is in the folder's key."""
 
     def write(self, folder: Path) -> None:
         """Write it in one step; from then on the shard counts."""
         _write(folder / f"{self.name}.json", asdict(self))
 
     def damage(self, folder: Path, verify: bool) -> str | None:
-        """The first thing that is wrong with the shard's files, or None; `verify` reads them all."""
-        for suffix, expected in self.files.items():
-            path = folder / (self.name + suffix)
-            try:
-                size = path.stat().st_size
-                if size != expected.bytes:
-                    return f"{path} has {size:,} bytes, expected {expected.bytes:,}"
-                if verify and checksum(path) != expected.xxh3_128:
-                    return f"{path} was altered: its checksum differs from its record's"
-            except FileNotFoundError:
-                return f"{path} is missing"
-            except OSError as error:
-                return f"{path} can't be read ({error.strerror})"
+        """The first thing that is wrong with the shard's files, or None.
+
+        Files that were changed after the record was written are read and held against their checksums; with `verify`
+        all are.
+        """
+        path = folder / f"{self.name}.json"
+        try:
+            sealed = path.stat().st_ctime_ns
+            for suffix, expected in self.files.items():
+                path = folder / (self.name + suffix)
+                found = path.stat()
+                if found.st_size != expected.bytes:
+                    return f"{path} has {found.st_size:,} bytes, expected {expected.bytes:,}"
+                if (verify or found.st_ctime_ns > sealed) and checksum(path) != expected.xxh3_128:
+                    return f"{path} was altered: its checksum is not the one in {MANIFEST_FILE}"
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except OSError as error:
+            return f"{path} can't be read ({error.strerror})"
         return None
 
 
@@ -183,14 +176,6 @@ def checksum(path: Path | str, start: int = 0, stop: int | None = None) -> str:
             digest.update(chunk)
             left -= 0 if stop is None else len(chunk)
     return digest.hexdigest()
-
-
-def plain_source(source: SourceConfig) -> dict[str, Any]:
-    """The fields of a source that decide its ids: not what part of the mix it is."""
-    fields = asdict(source)
-    for name in ("weight", "tokens", "repeat"):
-        fields.pop(name, None)
-    return fields
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,223 @@
+"""Making shards: the same bytes however it is done, and nothing made twice."""
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datatrove.pipeline.tokens.tokenizer import TokenizedFile
+from tiny_tokenizer import tiny_tokenizer
+
+from lowrank_clone.data import make_shards as making
+from lowrank_clone.data.config import DataConfig
+from lowrank_clone.data.make_shards import make_shards
+from lowrank_clone.data.readers import parts as cutting
+from lowrank_clone.data.sharding import job as jobs
+from lowrank_clone.data.sharding import parts
+from lowrank_clone.data.shards import TokenSource
+from lowrank_clone.errors import InputError
+
+EOS = 257
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 700 bytes."""
+    monkeypatch.setattr(jobs, "split_source", lambda source: cutting.split_source(source, 700))
+
+
+@pytest.fixture
+def lines(folder: Path) -> Path:
+    """60 documents in two files, eight parts."""
+    for name in ("a", "b"):
+        rows = [json.dumps({"text": f"{name}{i} " + "word " * (i % 40)}) for i in range(30)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def make(
+    path: Path,
+    tmp_path: Path,
+    *,
+    workers: int = 1,
+    tokenizer: Any = None,
+    vocab_size: int = 258,
+    mend: bool = False,
+    **options: Any,
+) -> TokenSource:
+    of_config = {name: options.pop(name) for name in ("on_error", "num_proc") if name in options}
+    config = DataConfig(sources=[{"path": str(path), **options}], shards=str(tmp_path / "shards"), **of_config)
+    sources = [(f"data.sources.{i}", source) for i, source in enumerate(config.sources)]
+    return make_shards(sources, config, tokenizer or tiny_tokenizer(), vocab_size, workers=workers, mend=mend)[0]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_all_documents_in_order(lines: Path, tmp_path: Path) -> None:
+    source = make(lines, tmp_path)
+    assert len(source.manifest.shards) == 8
+    texts = [json.loads(row)["text"] for name in "ab" for row in (lines / f"{name}.jsonl").read_text().splitlines()]
+    alphabet = tiny_tokenizer()
+    expected = [alphabet(text)["input_ids"] + [EOS] for text in texts]
+    np.testing.assert_array_equal(source.read(0, source.tokens), np.concatenate(expected))
+    assert source.ends().tolist() == np.cumsum([len(ids) for ids in expected]).tolist()
+    assert len(set(source.hashes().tolist())) == len(set(texts)) == 60
+    assert not [path.name for path in source.folder.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_makes_the_same_bytes(
+    lines: Path, tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = make(lines, tmp_path)
+    capfd.readouterr()
+    source = make(lines, tmp_path / "other", workers=workers)
+    assert contents(source.folder) == contents(one.folder)
+    said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("tokenising: ")]
+    assert said == [
+        f"data.sources.0: tokenising {lines} into {source.folder}, 8 shards",
+        f"data.sources.0: 8 shards were made, 8 of 8 are in {source.folder}",
+    ]
+    # The first bad row of all is one error, whoever meets it, and those parts are kept that are good.
+    path = lines / "b.jsonl"
+    path.write_text(path.read_text() + "{\n")
+    with pytest.raises(InputError, match=r"^data.sources.0.path: .*b.jsonl line 31: malformed JSON"):
+        make(lines, tmp_path / "other", workers=workers)
+    assert not (source.folder / "manifest.json").exists() and len(list(source.folder.glob("*.ds"))) > 3
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_two_and_four_bytes(lines: Path, tmp_path: Path) -> None:
+    small, large = make(lines, tmp_path), make(lines, tmp_path, vocab_size=2**16)
+    assert small.folder != large.folder
+    np.testing.assert_array_equal(small.read(0, small.tokens), large.read(0, large.tokens))
+    size = sum(path.stat().st_size for path in small.folder.glob("*.ds"))
+    assert size == 2 * small.tokens == sum(path.stat().st_size for path in large.folder.glob("*.ds")) / 2
+
+
+def test_what_is_there_is_used_again(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(parts, "_DOUBT", 0)
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    first = make(lines, tmp_path)
+    before = contents(first.folder)
+    assert f"tokenising {lines} into {first.folder}, {len(first.manifest.shards)} shards" in capsys.readouterr().err
+    monkeypatch.setattr(making, "locked", None)  # nothing is even locked
+    again = make(lines, tmp_path, weight=3.0, repeat=True)  # the mix decides no ids
+    assert capsys.readouterr().err.splitlines() == [
+        f"data.sources.0: {len(first.manifest.shards)} shards in {first.folder} are used again"
+    ]
+    assert (again.digest, contents(again.folder)) == (first.digest, before)
+
+
+@pytest.mark.parametrize(
+    "change", [{"special_tokens": "parse"}, {"max_documents": 7}, {"filter": {"text": {"in": ["a"]}}}]
+)
+def test_what_decides_ids_makes_other_shards(lines: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    assert make(lines, tmp_path).folder != make(lines, tmp_path, **change).folder
+
+
+def test_only_the_parts_of_an_edited_file_are_made_again(lines: Path, tmp_path: Path, capsys: Any) -> None:
+    """The edit keeps size and times."""
+    source = make(lines, tmp_path)
+    before = {path.name: path.stat().st_ino for path in source.folder.glob("*.ds")}
+    path = lines / "b.jsonl"
+    text, times = path.read_text(), path.stat()
+    path.write_text(text.replace("b29 ", "B29 "))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    capsys.readouterr()
+    again = make(lines, tmp_path)
+    assert "b.jsonl was touched since its text was tokenised; its shards" in capsys.readouterr().err
+    after = {path.name: path.stat().st_ino for path in source.folder.glob("*.ds")}
+    of_b = {
+        name for name in before if source.manifest.shards[int(name[:5])].stamps == source.manifest.shards[-1].stamps
+    }
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed and changed <= of_b  # all of its parts lie within the margin here
+    fresh = make(lines, tmp_path / "fresh")
+    assert (again.digest, contents(again.folder)) == (fresh.digest, contents(fresh.folder))
+    assert again.digest != source.digest
+
+
+def test_a_file_that_was_only_touched_is_not_tokenised_again(lines: Path, tmp_path: Path) -> None:
+    source = make(lines, tmp_path)
+    before = {path.name: path.stat().st_ino for path in source.folder.glob("*.ds")}
+    os.utime(lines / "a.jsonl")
+    assert make(lines, tmp_path).digest == source.digest
+    assert before == {path.name: path.stat().st_ino for path in source.folder.glob("*.ds")}
+
+
+def test_more_and_fewer_files(lines: Path, tmp_path: Path) -> None:
+    make(lines, tmp_path)
+    (lines / "c.jsonl").write_text(json.dumps({"text": "new"}))
+    assert contents(make(lines, tmp_path).folder) == contents(make(lines, tmp_path / "fresh").folder)
+    (lines / "a.jsonl").unlink()
+    assert contents(make(lines, tmp_path).folder) == contents(make(lines, tmp_path / "fresher").folder)
+
+
+def test_malformed_rows(lines: Path, tmp_path: Path) -> None:
+    with open(lines / "a.jsonl", "a") as file:
+        file.write('{"text": 3}\n{"text": "  "}\n')
+    with pytest.raises(InputError, match=r"data\.sources\.0\.text_column: .*a\.jsonl line 31: the text is of type int"):
+        make(lines, tmp_path)
+    source = make(lines, tmp_path, on_error="skip")
+    assert (source.manifest.dropped, source.documents) == ({"malformed": 1, "blank": 1}, 60)
+    assert "a.jsonl line 31: the text is of type int" in str(source.manifest.first_error)
+    with pytest.raises(InputError, match=r"data\.sources\.0\.text_column: .*a\.jsonl line 31"):
+        make(lines, tmp_path)
+
+
+def test_truncated_and_altered_shards_are_refused_and_mended(lines: Path, tmp_path: Path, capsys: Any) -> None:
+    source = make(lines, tmp_path)
+    before = contents(source.folder)
+    for name, damage in (("00001.ds", b""), ("00000.ds.index", None), ("00002.ds", before["00002.ds"][::-1])):
+        path = source.folder / name
+        path.unlink() if damage is None else path.write_bytes(damage)
+        with pytest.raises(InputError, match=rf"data\.sources\.0: .*{name} .*`lrc data RECIPE` makes it again"):
+            make(lines, tmp_path)
+        capsys.readouterr()
+        mended = make(lines, tmp_path, mend=True)
+        assert f"{path} " in capsys.readouterr().err
+        assert (mended.digest, contents(mended.folder)) == (source.digest, before)
+
+
+def test_a_full_disk(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = TokenizedFile.write_bytes, []
+
+    def full(self: TokenizedFile, data: bytes, doc_ends: Any = None) -> None:
+        calls.append(data)
+        if len(calls) == 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, data, doc_ends)
+
+    monkeypatch.setattr(TokenizedFile, "write_bytes", full)
+    with pytest.raises(InputError, match=r"data\.sources\.0: the shards in .* can't be written \(No space left"):
+        make(lines, tmp_path)
+    kept = [path for path in (tmp_path / "shards").rglob("*.ds")]
+    assert kept and not any(path.parent.name.startswith(".") for path in kept)
+    assert contents(make(lines, tmp_path).folder) == contents(make(lines, tmp_path / "fresh").folder)
+
+
+def test_a_folder_that_cannot_be_made(lines: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").write_text("a file")
+    with pytest.raises(InputError, match=r"the shards in .* can't be written \(Not a directory"):
+        make(lines, tmp_path)
+
+
+def test_a_file_that_changes_while_it_is_read(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = parts.read_documents
+
+    def slow(*arguments: Any) -> Any:
+        yield from real(*arguments)
+        os.utime(lines / "a.jsonl")
+
+    monkeypatch.setattr(parts, "read_documents", slow)
+    with pytest.raises(InputError, match=r"data.sources.0.path: .*a.jsonl changed while it was read"):
+        make(lines, tmp_path)
