@@ -29,6 +29,11 @@ def keyed(numbers: np.ndarray, *key: int) -> np.ndarray:
     return scrambled(numbers.astype(np.uint64) ^ seed)
 
 
+def shuffled(rows: int, *key: int) -> np.ndarray:
+    """`[rows]` int64: the numbers 0 .. rows - 1 in an order that is the key's, on every machine."""
+    return np.argsort(keyed(np.arange(rows, dtype=np.uint64), *key), kind="stable")
+
+
 def scrambled_tensor(numbers: Tensor) -> Tensor:
     """`scrambled` for int64, which stand for the uint64 of the same bits, on the tensor's own device."""
     x = numbers.long() + _signed(_ODD)

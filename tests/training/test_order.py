@@ -15,9 +15,9 @@ from datasets import Dataset
 from tiny_trainer import Sample, arguments, clone, logs_of, samples, watch_batches
 from torch.utils.data import IterableDataset
 
-from lowrank_clone.mixing import keyed, scrambled, scrambled_tensor
+from lowrank_clone.mixing import keyed, scrambled, scrambled_tensor, shuffled
 from lowrank_clone.training.metrics import MetricsFile, read_metrics
-from lowrank_clone.training.order import ShuffledRows, in_global_order, row_hashes, shuffled
+from lowrank_clone.training.order import ShuffledRows, in_global_order, row_hashes
 from lowrank_clone.training.trainer import CloneTrainer
 
 

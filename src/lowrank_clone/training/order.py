@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -18,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import has_length
 
-from ..mixing import keyed, scrambled_tensor
+from ..mixing import scrambled_tensor, shuffled
 
 _AT_ONCE = 65_536  # places handed out as Python numbers at a time
 
@@ -45,11 +44,6 @@ class ShuffledRows(Sampler[int]):
         order = shuffled(self.rows, self.seed, self.epoch)
         for start in range(0, self.rows, _AT_ONCE):
             yield from order[start : start + _AT_ONCE].tolist()
-
-
-def shuffled(rows: int, *key: int) -> np.ndarray:
-    """`[rows]` int64: the numbers 0 .. rows - 1 in an order that is the key's, on every machine."""
-    return np.argsort(keyed(np.arange(rows, dtype=np.uint64), *key), kind="stable")
 
 
 def shuffled_rows(args: TrainingArguments, rows: Any) -> ShuffledRows | None:
