@@ -18,6 +18,7 @@ class FakeHub:
         self._load = datasets.load_dataset
         monkeypatch.setattr(datasets, "load_dataset", self.load_dataset)
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, path, revision: self.info(path, revision))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         # Opening it again after a failure is asked of the network, and waited for.
         monkeypatch.setattr(time, "sleep", lambda _: None)
 

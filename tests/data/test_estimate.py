@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from tiny_tokenizer import tiny_tokenizer
 from lowrank_clone.data import estimate
 from lowrank_clone.data.config import DataConfig
 from lowrank_clone.data.estimate import estimate_text
-from lowrank_clone.data.files import find_files
 from lowrank_clone.data.prepare import hold_out, prepare
 from lowrank_clone.errors import InputError
 
@@ -103,41 +101,3 @@ def test_both_sides_get_a_document(lengths: list[int]) -> None:
         held = hold_out(np.array(lengths), 0.5, 2, [seed])
         filled = np.array(lengths) > 0
         assert held.any() and (filled & ~held).any() and not (held & ~filled).any()
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_no_text_spoils_no_folder(folder: Path) -> None:
-    for name in ("a.txt", "sub/b.txt", "README.md", "sub/c.csv", ".hidden.txt", ".git/d.txt", "sub/.x/e.txt"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("text")
-    os.mkfifo(folder / "pipe.txt")
-    (folder / "zero.txt").symlink_to("/dev/zero")
-    (folder / "gone.txt").symlink_to("nowhere")
-    found = find_files(str(folder))
-    assert found is not None
-    assert [Path(file).name for file in found.files] == ["a.txt", "b.txt"]
-    assert sorted(Path(file).name for file in found.others) == [
-        "README.md",
-        "c.csv",
-        "gone.txt",
-        "pipe.txt",
-        "zero.txt",
-    ]
-    assert find_files(str(folder / "*")).files == (str(folder / "a.txt"),)
-    for name in ("pipe.txt", "zero.txt", "gone.txt"):
-        with pytest.raises(InputError, match=r"path: .* is no regular file"):
-            find_files(str(folder / name))
-
-
-def test_brackets_are_literal_where_the_path_exists(folder: Path) -> None:
-    inner = folder / "data[1]"
-    inner.mkdir()
-    for name in ("a[1].txt", "a1.txt", "b1.txt"):
-        (inner / name).write_text("text")
-    assert find_files(str(inner / "a[1].txt")).files == (str(inner / "a[1].txt"),)
-    assert find_files(str(inner / "[ab]1.txt")).files == (str(inner / "a1.txt"), str(inner / "b1.txt"))
-    assert len(find_files(str(inner)).files) == 3
-    with pytest.raises(InputError, match="holds no files"):
-        find_files(str(inner / "z[1].txt"))

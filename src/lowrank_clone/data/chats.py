@@ -25,20 +25,24 @@ _CALLS = ("function_call", "tool_call")  # who speaks, in ShareGPT's form, where
 _KNOWN = ("system", "developer", "user", "assistant", "tool")
 
 
-def chat_messages(value: Any) -> list[dict[str, Any]]:
-    """The messages of one chat, without null fields, which tables put where a row has nothing.
+def chat_messages(value: Any, *, filled: bool = False) -> list[dict[str, Any]]:
+    """The messages of one chat, without those of their fields that are null.
+
+    Args:
+        filled: Whether it comes of a table, which puts nulls into a row for what other rows have: then arguments of
+            tool calls lose their nulls too. JSON keeps its own.
 
     Raises:
         ValueError: It is no chat, or holds something that no template can write as text.
     """
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise ValueError(f"the chat is {str(value)[:60]!r}; {_EXPECTED}")
-    messages = [_message(message) for message in value]
+    messages = [_message(message, filled) for message in value]
     _check_texts(messages)
     return messages
 
 
-def _message(given: dict[str, Any]) -> dict[str, Any]:
+def _message(given: dict[str, Any], filled: bool) -> dict[str, Any]:
     message = {key: value for key, value in given.items() if value is not None}
     if "role" not in message and "from" in message:
         message = _from_value(message)
@@ -49,7 +53,7 @@ def _message(given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(call := message.pop("function_call", None), dict):
         message.setdefault("tool_calls", [call])
     if calls := message.pop("tool_calls", None):
-        message["tool_calls"] = [_tool_call(call) for call in _list(calls, "tool_calls")]
+        message["tool_calls"] = [_tool_call(call, filled) for call in _list(calls, "tool_calls")]
         message.setdefault("content", "")
     if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
         raise ValueError(f"a message has {sorted(given)}, and role and content are not both strings; {_EXPECTED}")
@@ -81,7 +85,7 @@ def _joined(parts: list[Any]) -> str:
     return "\n".join(texts)
 
 
-def _tool_call(call: Any) -> dict[str, Any]:
+def _tool_call(call: Any, filled: bool) -> dict[str, Any]:
     """`{type: function, function: {name, arguments}}` with the arguments as an object."""
     if not isinstance(call, Mapping):
         raise ValueError(f"a tool call is {str(call)[:60]!r}; expected {{name, arguments}}")
@@ -96,7 +100,7 @@ def _tool_call(call: Any) -> dict[str, Any]:
     arguments = inner.get("arguments", {})
     if isinstance(arguments, str):
         arguments = _parsed(arguments, f"the call of {inner['name'][:60]}") if arguments.strip() else {}
-    elif isinstance(arguments, Mapping):
+    elif filled:
         arguments = _without_nulls(arguments)
     if not isinstance(arguments, Mapping):
         raise ValueError(
@@ -107,7 +111,7 @@ def _tool_call(call: Any) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arguments without null fields: a table has those of all rows in every row. JSON text keeps its own."""
+    """Arguments without null fields."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

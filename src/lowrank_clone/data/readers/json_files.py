@@ -12,6 +12,7 @@ from .opening import open_file
 LONGEST = 256 * 2**20  # bytes of one object
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20  # bytes read at a time
+_HEAD = 2**16  # bytes among which the first character stands
 
 
 def read_lines(piece: Piece, columns: Columns) -> Iterator[tuple[Place, Any]]:
@@ -81,7 +82,7 @@ def json_value(line: bytes, columns: Columns, each: str) -> Any:
 def is_array(path: str) -> bool:
     """Whether a file of JSON holds one array: its first character says so."""
     with open_file(path) as stream:
-        start = stream.read(_CHUNK).removeprefix(_BOM).lstrip()
+        start = stream.read(_HEAD).removeprefix(_BOM).lstrip()
     return start.startswith(b"[")
 
 
@@ -143,7 +144,8 @@ def elements(stream: BinaryIO) -> Iterator[bytes | RowError]:
 
 
 def _nothing_more(stream: BinaryIO, rest: bytes | bytearray) -> None:
-    while rest:
-        if not rest.isspace():
-            raise EOFError("something stands behind the array; expected its `]` to be the last character")
+    while not rest or rest.isspace():
         rest = stream.read(_CHUNK)
+        if not rest:
+            return
+    raise EOFError("something stands behind the array; expected its `]` to be the last character")

@@ -6,7 +6,7 @@ from typing import Any
 from ...errors import InputError
 from ..chats import chat_messages, check_text
 from ..config import SourceConfig
-from ..files import extension, format_of
+from ..files import Format, extension, format_of
 from .columns import Columns
 from .documents import Document, Dropped, HubPiece, Part, Piece, Place, RowError
 from .hub import read_hub
@@ -29,10 +29,11 @@ def read_documents(part: Part, source: SourceConfig, strict: bool) -> Iterator[D
     """
     columns, kept = Columns(source), 0
     for piece in part.pieces:
-        field = "path" if isinstance(piece, Piece) and format_of(piece.path) == "text" else columns.field
+        kind = format_of(piece.path) if isinstance(piece, Piece) else "table"
+        field = "path" if kind == "text" else columns.field
         try:
             for place, value in _read_piece(piece, source, columns):
-                document = _document(place, value, source, field)
+                document = _document(place, value, source, field, kind)
                 yield document
                 if document.error is not None:
                     if strict:
@@ -67,7 +68,7 @@ def _fatal(path: str, error: Exception) -> str:
     return str(error) if isinstance(error, InputError) else unreadable(path, error)
 
 
-def _document(place: Place, value: Any, source: SourceConfig, field: str) -> Document:
+def _document(place: Place, value: Any, source: SourceConfig, field: str, kind: Format) -> Document:
     if isinstance(value, Dropped):
         return Document(dropped=value.reason, place=place)
     try:
@@ -75,7 +76,7 @@ def _document(place: Place, value: Any, source: SourceConfig, field: str) -> Doc
             field = value.field or field
             raise value
         if source.chat_column is not None:
-            return Document(messages=chat_messages(value), place=place)
+            return Document(messages=chat_messages(value, filled=kind == "table"), place=place)
         if not isinstance(value, str):
             raise RowError(f"the text is of type {type(value).__name__}; expected a string")
         if not value or value.isspace():

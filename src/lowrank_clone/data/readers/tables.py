@@ -51,7 +51,7 @@ def open_table(path: str) -> "pq.ParquetFile":
 
     open_raw(path).close()  # refuses what is no regular file
     try:
-        return pq.ParquetFile(path, pre_buffer=False)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except pa.ArrowException as error:
         raise OSError(error_reason(error)) from error
 
