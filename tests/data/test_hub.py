@@ -16,6 +16,7 @@ from lowrank_clone.data.readers.hub import HubInfo, hub_info
 from lowrank_clone.data.readers.parts import split_source
 from lowrank_clone.data.readers.reading import read_documents
 from lowrank_clone.errors import InputError
+from lowrank_clone.recipe.load import load_recipe
 
 NAME = "owner/set"
 
@@ -149,3 +150,40 @@ def test_reading_that_breaks_off_is_one_line(hub: FakeHub) -> None:
     second.unlink()
     (document,) = read_documents(parts[1], source, strict=False)
     assert "`owner/set` has 1 files now, and had 2 when its reading began; give a revision" in document.error
+
+
+# --- the recipes that ship --------------------------------------------------------------------------------------------
+
+TALK = [{"from": "human", "value": "q", "weight": None}, {"from": "gpt", "value": "a", "weight": None}]
+# A row of each set as it was published, with its columns.
+PUBLISHED = {
+    "HuggingFaceFW/fineweb-edu": {
+        "text": "an essay", "id": "<urn:uuid:1>", "dump": "CC-MAIN-2013-20", "url": "http://a", "file_path": "s3://a",
+        "language": "en", "language_score": 0.9, "token_count": 2, "score": 3.6, "int_score": 4,
+    },
+    "mlfoundations/dclm-baseline-1.0-parquet": {"text": "a page", "url": "http://a", "language": {"en": 0.9}},
+    "HuggingFaceTB/smollm-corpus": {
+        "prompt": "Write a text", "text": "a text", "token_length": 2, "audience": "general", "format": "blogpost",
+    },
+    "teknium/OpenHermes-2.5": {"conversations": TALK, "source": "airoboros2.2", "system_prompt": None},
+    "cerebras/SlimPajama-627B": {"text": "a page", "meta": {"redpajama_set_name": "RedPajamaCommonCrawl"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["lrc-1.5b", "lrc-1.5b-mix-1.0", "lrc-1.7b", "lrc-2.7b-b", "lrc-4b"])
+def test_shipped_recipes_read_the_sets_as_they_were_published(hub: FakeHub, name: str) -> None:
+    data = load_recipe(name).data
+    for source in data.sources:
+        rows = [PUBLISHED[source.path]] * 3
+        if source.path.startswith("HuggingFaceFW"):
+            rows += [{**rows[0], "int_score": 3, "score": 3.2}]
+        if source.path.startswith("cerebras"):
+            packed = pa.compress("\n".join(map(json.dumps, rows)).encode(), codec="zstd", asbytes=True)
+            (hub.folder(source.path) / "a.jsonl.zst").write_bytes(packed)
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), hub.folder(source.path) / "a.parquet")
+        documents = read(source)
+        assert sum(d.text is not None or d.messages is not None for d in documents) == len(rows) - bool(source.filter)
+        if source.chat_column:
+            assert [(m["role"], m["content"]) for m in documents[0].messages] == [("user", "q"), ("assistant", "a")]
+    check_sources(data)

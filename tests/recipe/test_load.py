@@ -46,6 +46,7 @@ def test_shipped_names() -> None:
         "demo",
         "dense-1.5b",
         "lrc-1.5b",
+        "lrc-1.5b-mix-1.0",
         "lrc-1.7b",
         "lrc-2.7b-b",
         "lrc-4b",

@@ -4,6 +4,7 @@ import pytest
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
 from lowrank_clone import make_plan
+from lowrank_clone.data.files import find_files
 from lowrank_clone.recipe.load import load_recipe, shipped_recipes
 from lowrank_clone.recipe.method import check_method
 
@@ -63,7 +64,7 @@ TEACHERS: dict[str, PretrainedConfig] = {
         max_position_embeddings=8192,
     ),
 }
-TEACHERS |= {name: TEACHERS["lrc-1.5b"] for name in ("red-1.5b", "dense-1.5b", "calibrated-1.5b")}
+TEACHERS |= {name: TEACHERS["lrc-1.5b"] for name in ("red-1.5b", "dense-1.5b", "calibrated-1.5b", "lrc-1.5b-mix-1.0")}
 # Billions of parameters: deployed, trained (LRC, arXiv 2505.12781, derived from its table of models).
 PUBLISHED = {"lrc-1.5b": (1.61, 0.93), "lrc-1.7b": (1.81, 0.62), "lrc-4b": (4.35, 1.45)}
 
@@ -82,3 +83,41 @@ def test_recipe_plans(name: str) -> None:
 
 def test_every_recipe_has_its_teacher_here() -> None:
     assert set(TEACHERS) == set(shipped_recipes())
+
+
+# Millions of tokens of each source (LRC, arXiv 2505.12781), and of the run.
+EDU, HERMES = "HuggingFaceFW/fineweb-edu", "teknium/OpenHermes-2.5"
+DCLM = "mlfoundations/dclm-baseline-1.0-parquet"
+MIXES = {
+    "lrc-1.5b": ({EDU: 10_000, HERMES: 450}, 10_000),
+    "lrc-1.5b-mix-1.0": ({EDU: 10_000, HERMES: 450}, 10_000),
+    "lrc-1.7b": ({EDU: 20_000, HERMES: 450}, 20_000),
+    "lrc-4b": (
+        {
+            EDU: 18_000,
+            "mlfoundations/dclm-baseline-1.0-parquet": 2_000,
+            "HuggingFaceTB/smollm-corpus": 1_000,
+            HERMES: 450,
+        },
+        18_000,
+    ),
+    "lrc-2.7b-b": ({"cerebras/SlimPajama-627B": 10_000}, 10_000),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_mixes_are_the_paper_s(name: str) -> None:
+    recipe = load_recipe(name)
+    sources = {source.path: source for source in recipe.data.sources}
+    tokens, run = MIXES[name]
+    assert {path: source.tokens for path, source in sources.items()} == {p: n * 10**6 for p, n in tokens.items()}
+    assert recipe.training.total_tokens == run * 10**6
+    assert all(find_files(path) is None for path in sources)  # they are the Hub's
+    if EDU in sources:
+        chosen = {"int_score": {"min": 4}} if name != "lrc-1.5b-mix-1.0" else {}
+        assert (sources[EDU].filter, sources[EDU].text_column) == (chosen, "text")
+    if HERMES in sources:
+        assert sources[HERMES].chat_column == "conversations"
+    # Recipes that lie over another one take its mix.
+    for other in ("red-1.5b", "dense-1.5b", "calibrated-1.5b"):
+        assert load_recipe(other).data.sources == load_recipe("lrc-1.5b").data.sources
