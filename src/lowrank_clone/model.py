@@ -19,14 +19,14 @@ from .factors.student import build_student
 from .factors.teacher import as_type, check_teacher
 from .objective.batch import IGNORED, checked_batch, checked_count
 from .objective.comparison import Comparison, TargetSquares, call_name
+from .objective.documents import CheckedInputs
 from .objective.head import read_head
 from .objective.lm_kl import lm_kl_loss
 from .objective.objective import Objective, objective_of
 from .objective.output import CloneOutput
-from .objective.padding import PaddingCheck
 from .objective.probe import probe_taps
 from .objective.taps import chosen, linear_of
-from .objective.tokens import count_tokens, counted
+from .objective.tokens import count_tokens, counted_in
 from .plan.classify import make_plan
 from .plan.roles import TapSpec
 from .ranges import check_choice
@@ -106,7 +106,7 @@ class CloneModel(FactoredModule):
         squares = TargetSquares(call_name(tap.name, i) for tap in self.taps for i in range(runs[tap.name].calls))
         self.target_squares = squares if objective.clone_normalization == "target" else None
         self._student_head = read_head(self.student)
-        self._padding = PaddingCheck(self.plan)
+        self._inputs = CheckedInputs(self.plan)
         self.vocab_size = len(self._student_head.weight)
         changed = self.probe.changed | probe_taps(self.student, (), self.plan.student_width).changed
         self._execution = Execution(teacher, self.student, self.plan, execution, changed)
@@ -153,12 +153,12 @@ class CloneModel(FactoredModule):
         """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch = checked_batch({**given, "position_ids": position_ids, **unknown}, self.vocab_size)
-        targets, valid = counted(input_ids, attention_mask, labels, position_ids)
+        targets, valid = counted_in(batch, self.objective.mask_scope)
         lm_count = kl_count = None
         if num_items_in_batch is not None:
             own = torch.stack([(targets != IGNORED).sum(), valid.sum()])
             lm_count, kl_count = checked_count(num_items_in_batch, own).unbind()
-        every = attention_mask is None and labels is None
+        every = attention_mask is None and (labels is None or self.objective.mask_scope == "lm")
         compared = self._comparison(valid.numel(), None if every else valid, kl_count)
 
         student, teacher = self._hidden_states(batch, compared)
@@ -189,9 +189,7 @@ class CloneModel(FactoredModule):
 
     def _hidden_states(self, batch: Mapping[str, Tensor], compared: Comparison) -> tuple[Tensor, Tensor | None]:
         """The student's [n, d_S], and the teacher's [n, d_T] where there is a KL."""
-        self._padding.check(batch)
-        inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
-        inputs |= {"input_ids": batch["input_ids"].long(), "use_cache": False}
+        inputs = self._inputs.of(batch, self.student)
         teach = self.objective.kl_weight != 0 or self.objective.clone_weight != 0
         student, teacher = self._execution.run(inputs, compared, teach)
         return student, teacher if self.objective.kl_weight != 0 else None
@@ -224,7 +222,7 @@ class CloneModel(FactoredModule):
         if not parts:
             got = "no batch" if several else f"one {type(batches).__name__}"
             raise InputError(f"accumulate: got {got}, expected the micro-batches of one optimiser step, as a list")
-        counts = torch.stack([count_tokens(batch) for batch in parts]).sum(0)
+        counts = torch.stack([count_tokens(batch, self.objective.mask_scope) for batch in parts]).sum(0)
         self.measure_targets(parts)
         for batch in parts:
             yield self(**batch, num_items_in_batch=counts)

@@ -12,8 +12,11 @@ from transformers import PreTrainedModel
 
 from ..errors import InputError
 from ..hooks import evaluating
+from .batch import IGNORED
+from .documents import model_inputs
 from .head import head_input, read_head
 from .lm_kl import lm_kl_loss
+from .tokens import counted_in
 
 
 @dataclass(frozen=True)
@@ -43,25 +46,50 @@ def batches(blocks: Sequence[Any], size: int, device: torch.device) -> Iterator[
         yield torch.stack([torch.as_tensor(row) for row in rows]).to(device)
 
 
+def whole_batches(blocks: Sequence[Any], size: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+    """Everything that a clone is given of these rows, `[size, length]` by name; the last batch may be smaller.
+
+    What a row leaves out and another one has means what its absence means: ids that are all learned, no padding, one
+    document.
+
+    Raises:
+        InputError: Rows have several lengths.
+    """
+    for start, ids in zip(range(0, len(blocks), size), batches(blocks, size, device), strict=False):
+        rows = [blocks[i] for i in range(start, start + len(ids))]
+        absent = {"labels": ids, "attention_mask": torch.ones_like(ids)}
+        absent["position_ids"] = torch.arange(ids.shape[1], device=device).expand_as(ids)
+        batch = {"input_ids": ids}
+        for name, values in absent.items():
+            given = [values[i] if row.get(name) is None else torch.as_tensor(row[name]) for i, row in enumerate(rows)]
+            if any(row.get(name) is not None for row in rows):
+                batch[name] = torch.stack([value.to(device) for value in given])
+        yield batch
+
+
 @torch.no_grad()
 def language_loss(model: PreTrainedModel, blocks: Sequence[Any], batch_size: int = 4) -> LanguageLoss:
-    """Next-token loss of any causal language model on blocks of equal length (rows with `input_ids`).
+    """Next-token loss of any causal language model on blocks of equal length, over the tokens that training counts.
 
     Chunked over tokens as in training, so that [batch, length, V] logits never exist.
+
+    Args:
+        blocks: Rows with `input_ids`, and `labels`, `attention_mask`, `position_ids` where they have any.
 
     Raises:
         InputError: There is no token to predict, or blocks have several lengths.
     """
     head = read_head(model)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for ids in batches(blocks, batch_size, model.device):
+    for batch in whole_batches(blocks, batch_size, model.device):
         with evaluating(model), head_input(model) as caught:
-            model(input_ids=ids, use_cache=False)
-        hidden = caught.hidden[:, :-1].flatten(0, 1)
-        targets = ids[:, 1:].flatten()
-        _, lm, _ = lm_kl_loss(hidden, head, None, None, targets, torch.ones_like(targets, dtype=torch.bool))
-        total += lm.double().cpu() * len(targets)
-        tokens += len(targets)
+            model(**model_inputs(batch, model), use_cache=False)
+        targets, compared = counted_in(batch)
+        rows = (targets != IGNORED).nonzero().squeeze(-1)
+        hidden = caught.hidden.flatten(0, 1)[rows]
+        _, lm, _ = lm_kl_loss(hidden, head, None, None, targets[rows], compared[rows])
+        total += lm.double().cpu() * len(rows)
+        tokens += len(rows)
     if not tokens:
         raise InputError(f"blocks: got {len(blocks)} without a token to predict, expected blocks of two tokens or more")
     return LanguageLoss(float(total) / tokens, tokens)

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..ranges import Range, check_choice, check_number
 
 Normalization = Literal["none", "target"]
+MaskScope = Literal["all", "lm"]
 TapWidth = Literal["student", "teacher"]
 
 # Below, softmax(logits / T) is an argmax in float32; above, its rows span less than float32 can tell apart.
@@ -49,6 +50,10 @@ class Objective:
     target_gradient: bool = True
     """Whether the factor of a write learns from the target of its tap too (the paper) or not."""
 
+    mask_scope: MaskScope = "all"
+    """What labels of -100 leave out: every term of the loss (all), or the next-token loss alone (lm), so that the
+    student still imitates its teacher on them."""
+
     _place: ClassVar[str] = "objective"
 
     def __post_init__(self) -> None:
@@ -62,6 +67,7 @@ class Objective:
             "clone_normalization": get_args(Normalization),
             "attn_out_tap": get_args(TapWidth),
             "target_gradient": (True, False),
+            "mask_scope": get_args(MaskScope),
         }.items():
             check_choice(f"{self._place}.{name}", getattr(self, name), choices)
 

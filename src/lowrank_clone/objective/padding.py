@@ -36,7 +36,8 @@ class PaddingCheck:
         mask = batch.get("attention_mask")
         if mask is None or mask.ndim != 2 or "position_ids" in batch:
             return
-        edges = torch.stack([mask[:, 0], mask[:, -1]]).eq(0).any(1).tolist()
+        empty = (mask == 0).all(1)  # a row that only fills up a batch
+        edges = (torch.stack([mask[:, 0], mask[:, -1]]).eq(0) & ~empty).any(1).tolist()
         padded = {side for side, found in zip(SIDES, edges, strict=True) if found}
         if padded and self._wrong is None:
             self._wrong = sides_not_ignored(self._plan)

@@ -11,6 +11,8 @@ So without labels, or with labels that mask nothing, all L positions of a row ar
 (LRC, arXiv 2505.12781); where a prompt is masked, the positions are compared that predict the answer, no others. A
 label of -100 on a document's first token changes nothing. Padding a batch, splitting it, or packing it differently
 changes nothing either.
+
+With `mask_scope` lm, labels say what counts in `lm` alone: every token counts in `kl` and `clone`, padding does not.
 """
 
 from __future__ import annotations
@@ -23,25 +25,36 @@ from torch.nn.functional import pad
 
 from ..precision import wide_dtype
 from .batch import IGNORED, checked_batch
+from .objective import MaskScope
 
 
-def count_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+def count_tokens(batch: Mapping[str, Tensor], mask_scope: MaskScope = "all") -> Tensor:
     """[2], int64: how many tokens of a micro-batch count in `lm`, and how many positions in `kl` and `clone`.
 
     Args:
         batch: `input_ids` [batch, length], and `attention_mask`, `labels`, `position_ids` where there are any.
+        mask_scope: The objective's.
 
     Raises:
         InputError: The batch is not usable (`checked_batch`).
     """
     checked_batch(batch)
-    optional = (batch.get(key) for key in ("attention_mask", "labels", "position_ids"))
-    targets, compared = counted(batch["input_ids"], *optional)
+    targets, compared = counted_in(batch, mask_scope)
     return torch.stack([(targets != IGNORED).sum(), compared.sum()])
 
 
+def counted_in(batch: Mapping[str, Tensor], mask_scope: MaskScope = "all") -> tuple[Tensor, Tensor]:
+    """`counted` of a batch by name."""
+    mask, labels, positions = (batch.get(key) for key in ("attention_mask", "labels", "position_ids"))
+    return counted(batch["input_ids"], mask, labels, positions, mask_scope)
+
+
 def counted(
-    ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, position_ids: Tensor | None
+    ids: Tensor,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+    position_ids: Tensor | None,
+    mask_scope: MaskScope = "all",
 ) -> tuple[Tensor, Tensor]:
     """Next-token targets [n], int64, with -100 where none counts in `lm`; and which positions count in `kl` [n]."""
     present = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
@@ -51,6 +64,8 @@ def counted(
     continues = pad(present[:, 1:] & ~starts[:, 1:], (0, 1)) & present
     predicts_known = continues & pad(known[:, 1:], (0, 1))
     targets = pad(labels[:, 1:], (0, 1)).masked_fill(~predicts_known, IGNORED)
+    if mask_scope == "lm":
+        return targets.flatten(), present.flatten()
     # The last position of a document predicts a token that nobody knows: it follows the labels of its document.
     document = starts.long().cumsum(-1)
     masked = present & ~known & ~(starts & continues)

@@ -32,6 +32,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "method.clone_normalization": ("refused", "the checkpoint's running means belong to the old one"),
     "method.attn_out_tap": ("said", "the objective is another one from here on"),
     "method.target_gradient": ("said", "the objective is another one from here on"),
+    "method.mask_scope": ("said", "the objective is another one from here on"),
     "method.taps": ("said", "the objective is another one from here on"),
     "method.init": ("said", _STARTED),
     "method.calibration": ("said", _STARTED),

@@ -13,7 +13,8 @@ from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import has_length
 
 from ..errors import InputError
-from ..objective.batch import IGNORED, checked_batch
+from ..objective.batch import IGNORED, NAMES, checked_batch
+from ..objective.objective import MaskScope
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
 
@@ -50,7 +51,8 @@ class CheckedCollator:
 def padded(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
     """Rows of equal length as transformers' default collator makes them a batch, others padded on the right.
 
-    Padding is token 0, told by a mask, with labels of -100: it changes no loss.
+    Padding is token 0, told by a mask, with labels of -100: it changes no loss. What a row leaves out and another one
+    has (labels, attention_mask, position_ids) is filled in with what its absence means.
 
     Raises:
         InputError: Rows hold no `input_ids`, or other things than numbers.
@@ -60,6 +62,7 @@ def padded(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
             names = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
             raise InputError(f"a row of the data set: got {names or 'nothing'}, expected input_ids; tokenise the text")
     lengths = [len(row["input_ids"]) for row in rows]
+    rows = _alike(rows)
     try:
         if len(set(lengths)) == 1:
             return default_data_collator(list(rows))
@@ -76,8 +79,22 @@ def padded(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
         ) from error
 
 
+def _alike(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rows, each with every optional column that one of them has."""
+    names = [name for name in NAMES[1:] if any(row.get(name) is not None for row in rows)]
+    if all(row.get(name) is not None for row in rows for name in names):
+        return rows
+    filled = []
+    for row in rows:
+        ids = torch.as_tensor(row["input_ids"])
+        absent = {"labels": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(len(ids))}
+        given = {name: value for name, value in row.items() if value is not None}
+        filled.append({**{name: absent[name] for name in names}, **given})
+    return filled
+
+
 def new_batches(
-    trainer: Trainer, batches: Iterable[Any], dataset: Any, drop_last: bool = False
+    trainer: Trainer, batches: Iterable[Any], dataset: Any, mask_scope: MaskScope, drop_last: bool = False
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Batches on the device, and how many rows of each are new; nothing is learned from the others.
 
@@ -86,7 +103,7 @@ def new_batches(
 
     Args:
         batches: As this process reads them. dataset: What they are read from.
-        drop_last: Whether the last batch was left out instead.
+        mask_scope: The objective's. drop_last: Whether the last batch was left out instead.
     """
     state, index = trainer.accelerator.gradient_state, trainer.args.process_index
     for read in _one_size(batches, trainer.args.world_size):
@@ -102,6 +119,10 @@ def new_batches(
             labels = batch.get("labels", batch["input_ids"]).clone()
             labels[new:] = IGNORED
             batch["labels"] = labels
+            if mask_scope == "lm":  # labels leave nothing out of the other terms
+                mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).clone()
+                mask[new:] = 0
+                batch["attention_mask"] = mask
         yield batch, new
 
 

@@ -30,14 +30,16 @@ def evaluate_set(trainer: Trainer, clone: CloneModel, dataloader: Any, taps: boo
 
     def read() -> Iterator[Mapping[str, Tensor]]:
         nonlocal rows
-        for batch, new in new_batches(trainer, dataloader, dataloader.dataset):
+        for batch, new in new_batches(trainer, dataloader, dataloader.dataset, clone.objective.mask_scope):
             rows += new
             yield batch
             trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
 
     with torch.random.fork_rng(devices=[]):  # evaluating or not must not change what is trained
         if unmeasured:  # before the first step: divided by the size of this data set's own targets
-            clone.measure_targets(batch for batch, _ in new_batches(trainer, dataloader, dataloader.dataset))
+            clone.measure_targets(
+                batch for batch, _ in new_batches(trainer, dataloader, dataloader.dataset, clone.objective.mask_scope)
+            )
         losses = evaluate_losses(clone, read(), partial(add_up, trainer), taps=taps)
     if unmeasured and clone.target_squares is not None:
         clone.target_squares.mean = None
@@ -71,7 +73,7 @@ def evaluate_losses(
     try:
         for batch in batches:
             output = clone(**batch)
-            terms, (targets, positions) = terms_of(output), count_tokens(batch)
+            terms, (targets, positions) = terms_of(output), count_tokens(batch, clone.objective.mask_scope)
             names = list(terms)
             if taps and output.relative:
                 compared = list(output.relative)

@@ -171,7 +171,7 @@ class CloneTrainer(Trainer):
 
         The targets of the first step are measured here, if taps are divided by their size.
         """
-        step = StepReader(self)
+        step = StepReader(self, self.clone.objective.mask_scope)
         batches, _ = super().get_batch_samples(step.read(epoch_iterator), num_batches, device)
         if not batches:
             return [], None
