@@ -12,7 +12,7 @@ from tiny import batch, tiny_config, tiny_model
 from lowrank_clone import CloneArguments, CloneModel, CloneTrainer, InputError, Objective, make_plan
 from lowrank_clone.recipe.method import calibration_batches, check_method, choose_taps, clone_settings
 from lowrank_clone.recipe.schedule import MethodSchedule, kinds_at, value_at_step
-from lowrank_clone.recipe.schema import MethodConfig, Ramp, Switch, TapsConfig
+from lowrank_clone.recipe.schema import CalibrationConfig, MethodConfig, Ramp, Switch, TapsConfig
 from lowrank_clone.training.checkpoint import load_clone
 
 PLAN = make_plan(tiny_config("llama"), 16)
@@ -54,8 +54,6 @@ def test_refused(method: MethodConfig, message: str) -> None:
 
 
 def test_pca_with_a_tied_head_is_refused() -> None:
-    from lowrank_clone.recipe.schema import CalibrationConfig
-
     plan = make_plan(tiny_config("llama", tie_word_embeddings=True), 16)
     with pytest.raises(InputError, match=r"method\.calibration\.basis: `pca` does not go with a tied head"):
         check_method(plan, MethodConfig(init="calibrated", calibration=CalibrationConfig(basis="pca")))
@@ -87,10 +85,17 @@ def test_baselines_turn_terms_off() -> None:
     assert set(clone_settings(PLAN, MethodConfig(baseline="channels_dense"))["parameterization"].values()) == {"dense"}
 
 
+def test_calibration_takes_blocks_without_padding_first() -> None:
+    rows = [{"input_ids": torch.full((4,), i)} for i in range(5)]
+    rows[0]["attention_mask"] = torch.tensor([1, 1, 0, 0])
+    method = MethodConfig(calibration=CalibrationConfig(tokens=8))
+    assert [int(row[0]) for row in torch.cat(calibration_batches(rows, method))] == [1, 2]
+    method = MethodConfig(calibration=CalibrationConfig(tokens=100))
+    assert [int(row[0]) for row in torch.cat(calibration_batches(rows, method))] == [1, 2, 3, 4, 0]
+
+
 def test_calibration_batches_hold_the_asked_tokens() -> None:
     blocks = datasets.Dataset.from_dict({"input_ids": batch(20).tolist()})
-    from lowrank_clone.recipe.schema import CalibrationConfig
-
     method = MethodConfig(calibration=CalibrationConfig(tokens=60))
     got = torch.cat(calibration_batches(blocks, method))
     assert got.shape == (5, 12)

@@ -96,8 +96,18 @@ def last_kinds(plan: Plan, method: MethodConfig) -> dict[str, str]:
 
 
 def calibration_batches(blocks: Any, method: MethodConfig, batch_size: int = 4) -> list[torch.Tensor]:
-    """[batch, length] token ids of the first training blocks, `method.calibration.tokens` of them or all there are."""
+    """[batch, length] token ids of the first training blocks, `method.calibration.tokens` of them or all there are.
+
+    Blocks with padding come last, since activations on it are none of a text.
+    """
     length = len(blocks[0]["input_ids"])
     count = min(len(blocks), -(-method.calibration.tokens // length))
-    ids = torch.tensor(blocks[:count]["input_ids"])
+    whole: list[torch.Tensor] = []
+    padded: list[torch.Tensor] = []
+    for i in range(len(blocks)):
+        if len(whole) == count:
+            break
+        row = blocks[i]
+        (whole if row.get("attention_mask") is None else padded).append(torch.as_tensor(row["input_ids"]))
+    ids = torch.stack([*whole, *padded][:count])
     return list(ids.split(batch_size))
