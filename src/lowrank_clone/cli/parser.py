@@ -107,6 +107,13 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     plan = command("plan", "print what a recipe would train, from the teacher's config alone")
     _recipe(plan)
 
+    data = command(
+        "data",
+        "tokenise a recipe's text once, for any number of runs",
+        more="What was made before is used again; after a kill, the same command goes on.",
+    )
+    _data(data)
+
     inspect = command("inspect", "measure what a run's student kept of its teacher, with figures")
     inspect.add_argument("run", help="the run's folder; figures and report.html go to its inspect/")
     inspect.add_argument("--tokens", type=int, default=4096, help="validation tokens to measure on (default 4096)")
@@ -129,6 +136,28 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         "overrides", nargs="*", default=[], metavar=OVERRIDE, help="override a field of the demo's recipe"
     )
     return parser, commands.choices
+
+
+def _data(data: argparse.ArgumentParser) -> None:
+    _recipe(data)
+    data.add_argument("--workers", type=_positive, metavar="N", help="processes (default data.num_proc, or all cores)")
+    data.add_argument("--verify", action="store_true", help="make nothing; hold the shards against their checksums")
+    data.add_argument("--share", metavar="I/N", help="make the share of machine I of N, which see one data.shards")
+    data.add_argument("--executor", choices=("local", "slurm"), default="local", help="who runs it (default local)")
+    data.add_argument("--tasks", type=_positive, metavar="N", help="most tasks of Slurm's job array (default 100)")
+    data.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of sbatch, as partition=cpu; partition and time are needed",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text[:9]) > 0 or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
 
 
 def _recipe(parser: argparse.ArgumentParser) -> None:

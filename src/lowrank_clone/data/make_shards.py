@@ -15,15 +15,18 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from .check import named
 from .config import DataConfig, SourceConfig
-from .sharding.job import SourceJob, make_job
+from .sharding import slurm
+from .sharding.job import SourceJob, check_tokenizer_of_shards, make_job
 from .sharding.local import run_local
 from .sharding.locking import locked
 from .sharding.meter import token_meter
 from .sharding.parts import finish_source, make_shard
 from .sharding.records import MANIFEST_FILE
-from .sharding.state import State, look_at
+from .sharding.state import look_at
 from .sharding.tasks import Work
 from .shards import TokenSource, open_source
+
+Say = Callable[[str], None]
 
 
 def make_shards(
@@ -53,83 +56,133 @@ def make_shards(
             was finished is kept.
     """
     say = _say if progress else _silent
-    jobs = _jobs(sources, config, tokenizer, vocab_size, needed or {})
-    _make(jobs, [look_at(job, mend) for job in jobs], say, workers or config.num_proc, None, mend)
-    return [_opened(job) for job in jobs]
+    jobs = make_jobs(sources, config, tokenizer, vocab_size, needed)
+    return make(jobs, say, workers=workers or config.num_proc, mend=mend)
 
 
-def make_share(
+def make_jobs(
     sources: Sequence[tuple[str, SourceConfig]],
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
-    share: tuple[int, int],
-    *,
     needed: Mapping[str, int | None] | None = None,
-    workers: int | None = None,
-) -> int:
+) -> list[SourceJob]:
+    """What is to be made of each source; see `make_shards`.
+
+    Raises:
+        InputError: A source is not there, or data.shards holds it for another tokenizer or chat template.
+    """
+    jobs = []
+    for key, source in sources:
+        with named(key):
+            job = make_job(key, source, config, tokenizer, vocab_size, (needed or {}).get(key))
+        if config.shards is not None:
+            check_tokenizer_of_shards(job)
+        jobs.append(job)
+    return jobs
+
+
+def make(jobs: list[SourceJob], say: Say, *, workers: int | None, mend: bool) -> list[TokenSource]:
+    """Make what is missing, with processes of this machine, and open it; see `make_shards`."""
+    _make(jobs, say, mend, "", lambda work, folder: _run(work, folder, workers, say is not _silent))
+    return [_opened(job) for job in jobs]
+
+
+def make_share(jobs: list[SourceJob], say: Say, share: tuple[int, int], *, workers: int | None) -> int:
     """Make this machine's share of the shards, in a folder that all machines see; the last of them completes it.
 
     Args:
         share: (2, 4) is the second of four machines.
 
     Returns:
-        How many shards are missing that other machines have to make.
+        How many shards are missing, which other machines have to make.
 
     Raises:
         InputError: As `make_shards`.
     """
-    jobs = _jobs(sources, config, tokenizer, vocab_size, needed or {})
-    _make(jobs, [look_at(job, True) for job in jobs], _say, workers or config.num_proc, share, True)
-    return sum(len(look_at(job, True).todo) for job in jobs)
+    number, count = share
+    run = lambda work, folder: _run(work, folder, workers, True)  # noqa: E731
+    _make(jobs, say, True, f"-{number}-of-{count}", run, lambda part: part % count == number - 1)
+    return sum(len(state.missing) + len(state.changed) for state in (look_at(job, True) for job in jobs))
+
+
+def submit_shards(jobs: list[SourceJob], say: Say, tasks: int, options: Mapping[str, str]) -> None:
+    """Let Slurm make what is missing, in an array of at most `tasks` tasks; the last of them completes it.
+
+    Args:
+        options: Of sbatch, `partition` and `time` among them.
+
+    Raises:
+        InputError: As `make_shards`; there is no sbatch, or it refuses the job.
+    """
+
+    def submit(work: Work, _: Path) -> None:
+        count = min(tasks, len(work.todo))
+        job = slurm.submit(work, count, options)
+        say(
+            f"submitted Slurm's job {job}, {count:,} tasks for {len(work.todo):,} shards; the last one completes them. "
+            f"Its output and errors are in {work.jobs[0].folder / slurm.FOLDER}"
+        )
+
+    _make(jobs, say, True, "", submit)
+
+
+def verify_shards(jobs: list[SourceJob]) -> list[TokenSource]:
+    """Hold all shards against their checksums, and their sources against what they were made of; make nothing.
+
+    Raises:
+        InputError: They are missing, damaged, or of another text.
+    """
+    found = []
+    for job in jobs:
+        state, again = look_at(job, False), "`lrc data RECIPE` makes them"
+        if not (job.folder / MANIFEST_FILE).exists():
+            raise InputError(
+                f"{job.key}: {len(state.missing):,} of {len(job.parts):,} shards of `{job.source.path}` are missing in "
+                f"{job.folder}; {again}"
+            )
+        if other := state.other_text():
+            raise InputError(f"{job.key}.path: {other} is not the text that was tokenised; {again} again")
+        with named(job.key):
+            found.append(open_source(job.folder, verify=True))
+    return found
 
 
 def _make(
     jobs: list[SourceJob],
-    states: list[State],
-    say: Callable[[str], None],
-    workers: int | None,
-    share: tuple[int, int] | None,
+    say: Say,
     mend: bool,
+    suffix: str,
+    run: Callable[[Work, Path], None],
+    chosen: Callable[[int], bool] = lambda part: True,
 ) -> None:
-    for job, state in zip(jobs, states, strict=True):
-        if state.complete:
+    """Have the missing parts of all sources made while their folders are locked."""
+    pending = []
+    for job in jobs:
+        if look_at(job, mend).complete:
             say(_used_again(job))
-    pending = [job for job, state in zip(jobs, states, strict=True) if not state.complete]
+        else:
+            pending.append(job)
     if not pending:
         return
-    number = "" if share is None else f"-{share[0]}-of-{share[1]}"
     with ExitStack() as stack:
         for job in sorted(pending, key=lambda job: job.folder):  # in one order, so that no two wait for each other
-            stack.enter_context(locked(job.folder, f".lock{number}", say))
+            stack.enter_context(locked(job.folder, f".lock{suffix}", say))
+            if (number := slurm.queued(job.folder)) is not None:
+                raise InputError(f"{job.key}: Slurm's job {number} makes the shards in {job.folder}; wait for its end")
         todo = []
         for index, job in enumerate(pending):
             state = look_at(job, mend)
             state.describe(say)
-            chosen = [part for part in state.todo if share is None or part % share[1] == share[0] - 1]
             if state.todo:
                 (job.folder / MANIFEST_FILE).unlink(missing_ok=True)
-            todo += [(index, part) for part in chosen]
+            todo += [(index, part) for part in state.todo if chosen(part)]
         began = time.time_ns()
         if todo:
-            _run(Work(tuple(pending), tuple(todo)), pending[0].folder / f".run{number}", workers, say is not _silent)
+            run(Work(tuple(pending), tuple(todo)), pending[0].folder / f".run{suffix}")
         for job in pending:
-            finish_source(job)
+            finish_source(job, tidy=not suffix)
             _describe(job, began, say)
-
-
-def _describe(job: SourceJob, began: int, say: Callable[[str], None]) -> None:
-    """Say how many shards are new, of those that are there."""
-    ids = [job.folder / f"{job.name(index)}.ds" for index in range(len(job.parts))]
-    times = [path.stat().st_mtime_ns for path in ids if path.exists()]
-    if new := sum(moment >= began for moment in times):
-        say(f"{job.key}: {new:,} shards were made, {len(times):,} of {len(ids):,} are in {job.folder}")
-    else:
-        say(_used_again(job))
-
-
-def _used_again(job: SourceJob) -> str:
-    return f"{job.key}: {len(job.parts):,} shards in {job.folder} are used again"
 
 
 def _run(work: Work, folder: Path, workers: int | None, shown: bool) -> None:
@@ -149,24 +202,24 @@ def _run(work: Work, folder: Path, workers: int | None, shown: bool) -> None:
         meter.end()
 
 
-def _jobs(
-    sources: Sequence[tuple[str, SourceConfig]],
-    config: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
-    needed: Mapping[str, int | None],
-) -> list[SourceJob]:
-    jobs = []
-    for key, source in sources:
-        with named(key):
-            jobs.append(make_job(key, source, config, tokenizer, vocab_size, needed.get(key)))
-    return jobs
+def _describe(job: SourceJob, began: int, say: Say) -> None:
+    """Say how many shards are new, of those that are there."""
+    ids = [job.folder / f"{job.name(index)}.ds" for index in range(len(job.parts))]
+    times = [path.stat().st_mtime_ns for path in ids if path.exists()]
+    if new := sum(moment >= began for moment in times):
+        say(f"{job.key}: {new:,} shards were made, {len(times):,} of {len(ids):,} are in {job.folder}")
+    elif (job.folder / MANIFEST_FILE).exists():
+        say(_used_again(job))
+
+
+def _used_again(job: SourceJob) -> str:
+    return f"{job.key}: {len(job.parts):,} shards in {job.folder} are used again"
 
 
 def _opened(job: SourceJob) -> TokenSource:
     source = open_source(job.folder)
-    if job.strict and source.manifest.first_error is not None:
-        with named(job.key):
+    with named(job.key):
+        if job.strict and source.manifest.first_error is not None:
             raise InputError(source.manifest.first_error)
     return source
 

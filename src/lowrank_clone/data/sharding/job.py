@@ -10,6 +10,7 @@ from pathlib import Path
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
+from ...errors import InputError
 from ..config import DataConfig, SourceConfig
 from ..files import find_files
 from ..readers.documents import Part
@@ -18,7 +19,7 @@ from ..readers.parts import split_source
 from ..tokenise import Tokeniser
 from ..tokenizer import fingerprint, template_fingerprint
 from .inputs import part_key
-from .records import FORMAT, Manifest, ShardRecord
+from .records import FORMAT, MANIFEST_FILE, Manifest, ShardRecord, read_manifest
 
 # What of a source does not decide its ids: its part of the mix, and `revision`, for which the commit stands.
 _OF_THE_MIX = ("weight", "tokens", "repeat", "revision")
@@ -102,6 +103,30 @@ def make_job(
     folder = shards_root(config) / f"{_readable(source.path)}-{digest}"
     tokeniser = Tokeniser(tokenizer, source, vocab_size)
     return SourceJob(key, source, folder, parts, tokeniser, config.on_error == "raise", limit, manifest)
+
+
+def check_tokenizer_of_shards(job: SourceJob) -> None:
+    """Refuse a folder that was asked for by name and holds the source as another tokenizer made it.
+
+    Raises:
+        InputError: It says what differs.
+    """
+    if (job.folder / MANIFEST_FILE).exists():
+        return
+    for path in sorted(job.folder.parent.glob(f"*/{MANIFEST_FILE}")):
+        found = read_manifest(path.parent)
+        if found.source != job.empty.source or found.revision != job.empty.revision:
+            continue
+        for what, theirs, ours in (
+            ("tokenizer", found.tokenizer, job.empty.tokenizer),
+            ("chat template", found.template, job.empty.template),
+        ):
+            if theirs != ours:
+                raise InputError(
+                    f"data.shards: {path.parent} holds `{job.source.path}` with the {what} {theirs}, and the teacher's "
+                    f"is {ours}; expected the same one; set data.shards to another folder for this teacher, or remove "
+                    "that one"
+                )
 
 
 def shards_root(config: DataConfig) -> Path:

@@ -46,6 +46,13 @@ def in_doubt(job: SourceJob, index: int) -> bool:
         return stamps_of(job.parts[index]).newest + _DOUBT > made
 
 
+def is_same_text(job: SourceJob, index: int) -> bool:
+    """Whether a part's files are, byte for byte, what its shard was made of."""
+    record = read_record(job.folder / f"{job.name(index)}.json")
+    with _reading():
+        return record is not None and content_of(job.parts[index]) == record.content
+
+
 def _kept(job: SourceJob, index: int) -> bool:
     """Whether a part's shard is there and its files are, byte for byte, what it was made of."""
     path = job.folder / f"{job.name(index)}.json"
@@ -61,8 +68,12 @@ def _kept(job: SourceJob, index: int) -> bool:
     return True
 
 
-def finish_source(job: SourceJob) -> None:
-    """Write the manifest if all shards of a source are there, and remove what belongs to none of them."""
+def finish_source(job: SourceJob, *, tidy: bool) -> None:
+    """Write the manifest if all shards of a source are there.
+
+    Args:
+        tidy: Remove what belongs to none of them; nobody else may be at work in the folder.
+    """
     records = []
     for index in range(len(job.parts)):
         record = fitting_record(job, index)
@@ -71,12 +82,12 @@ def finish_source(job: SourceJob) -> None:
         records.append(record)
     names = {record.name for record in records}
     with _writing(job):
-        for path in job.folder.iterdir():
+        for path in job.folder.iterdir() if tidy else ():
             found = _SHARD_FILE.fullmatch(path.name)
-            if found and found[1] not in names:
-                path.unlink(missing_ok=True)
-            elif _DRAFT.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            if _DRAFT.fullmatch(path.name) and path.is_dir():
+                shutil.rmtree(path)
+            elif _DRAFT.fullmatch(path.name) or (found and found[1] not in names):
+                path.unlink()
         job.manifest(records).write(job.folder)
 
 

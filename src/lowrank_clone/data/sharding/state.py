@@ -9,7 +9,7 @@ from ...errors import InputError
 from ..check import named
 from .inputs import newest_file
 from .job import SourceJob
-from .parts import fitting_record, in_doubt
+from .parts import fitting_record, in_doubt, is_same_text
 from .records import MANIFEST_FILE, read_manifest, read_record
 
 
@@ -33,6 +33,15 @@ class State:
     def todo(self) -> list[int]:
         """Parts that are made, or looked at byte for byte, in order."""
         return sorted([*self.missing, *self.changed, *self.doubtful])
+
+    def other_text(self) -> str | None:
+        """A file of a part that is another text than its shard was made of, or the source's name if parts are new."""
+        if self.missing or (self.job.folder / f"{self.job.name(len(self.job.parts))}.json").exists():
+            return self.job.source.path
+        for index in (*self.changed, *self.doubtful):
+            if not is_same_text(self.job, index):
+                return newest_file(self.job.parts[index])
+        return None
 
     def describe(self, say: Callable[[str], None]) -> None:
         """Say what will be made, and why what is there can't be used."""

@@ -65,7 +65,7 @@ class MakeShards(PipelineStep):
                 raise
         if self.alone:
             for made in work.jobs:
-                finish_source(made)
+                finish_source(made, tidy=False)
         yield from ()
 
 
