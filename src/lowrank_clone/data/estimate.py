@@ -110,7 +110,9 @@ def _sampled(
     documents = tokens = size = 0.0
     for file in files[:: -(-len(files) // _FILES)]:
         share, rows = sample_file(file, source, _BYTES, _ROWS)
-        lengths = _lengths(rows, source, tokenizer, strict)
+        starts = [row if row.text is None else row._replace(text=row.text[:_BYTES]) for row in rows]
+        scales = [1.0 if row.text is None else len(row.text) / min(len(row.text), _BYTES) for row in rows]
+        lengths = _lengths(starts, source, tokenizer, strict) * scales
         if share > 0:
             documents += (lengths > 0).sum() / share
             tokens += lengths.sum() / share

@@ -12,7 +12,7 @@ from .opening import open_file, open_raw, readable, unpacked
 from .reading import read_documents
 from .tables import open_table
 
-_BLOCK = 2**18  # bytes
+_BLOCK = 2**22  # bytes; well above what decoders read ahead
 
 
 def sample_file(path: str, source: SourceConfig, size: int, rows: int) -> tuple[float, list[Document]]:
