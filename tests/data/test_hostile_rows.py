@@ -1,9 +1,11 @@
 """Rows and files that are damaged, huge or hostile: one line each, and nothing hangs."""
 
+import datetime
 import gzip
 import json
 import os
 import tracemalloc
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -290,3 +292,103 @@ def test_text_that_is_not_utf8_is_one_bad_document(folder: Path) -> None:
     assert len(errors) == 2 and sum(d.text is not None for d in read(folder)) == 3
     assert f"path: {folder}/b.txt: not UTF-8 (invalid continuation byte at byte 3); expected UTF-8 text" in errors[0]
     assert f"at byte {text_files.CHUNK + 5})" in errors[1]
+
+
+# --- names and other oddities -----------------------------------------------------------------------------------------
+
+
+def test_files_whose_name_is_no_utf8(folder: Path) -> None:
+    for kind in ("txt", "jsonl", "txt.gz", "jsonl.zst"):
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9." + kind.encode()))
+        content = b'{"text": "a"}\n' + (b"no json" if "json" in kind else b"")
+        content = gzip.compress(content) if kind.endswith("gz") else content
+        path.write_bytes(pa.compress(content, codec="zstd", asbytes=True) if kind.endswith("zst") else content)
+    documents = read(folder)
+    assert sum(d.text is not None for d in documents) == 4
+    assert all(d.error.isprintable() and "caf\\udce9.jsonl" in d.error for d in documents if d.error)
+    (folder / os.fsdecode(b"caf\xe9.parquet")).write_bytes(table(folder, text=["a"]).read_bytes())
+    assert "its name is no UTF-8, as .parquet files need; rename it" in error_of(
+        folder / os.fsdecode(b"caf\xe9.parquet")
+    )
+
+
+def test_tables_of_other_types(folder: Path) -> None:
+    texts = ["one", None, "two"]
+    kinds = (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()))
+    for kind in kinds:
+        column = pa.array(texts, pa.string()).cast(kind)
+        pq.write_table(pa.table({"text": column}), folder / "a.parquet")
+        assert [d.text for d in read(folder / "a.parquet")] == texts
+    pq.write_table(pa.table({"text": pa.array([b"one"] * 9)}), folder / "a.parquet")
+    assert "the text is of type bytes; expected a string" in error_of(folder)
+    pq.write_table(pa.table({"text": pa.nulls(9)}), folder / "a.parquet")
+    assert "the text is of type NoneType" in error_of(folder)
+
+
+def test_a_table_s_text_that_is_not_utf8_is_one_bad_row(folder: Path) -> None:
+    """No writer checks what is said to be UTF-8."""
+    binary = pa.array([b"good", b"caf\xe9", b"fine"], pa.binary())
+    claimed = pa.Array.from_buffers(pa.string(), 3, binary.buffers())
+    pq.write_table(pa.table({"text": claimed, "lang": claimed}), folder / "a.parquet")
+    for fields in ({}, {"filter": {"lang": {"in": ["good", "fine"]}}}):
+        documents = read(folder / "a.parquet", **fields)
+        assert [d.text for d in documents] == ["good", None, "fine"]
+        assert "a.parquet row 1: not UTF-8 (" in documents[1].error
+
+
+def test_dates_and_decimals_are_compared(folder: Path) -> None:
+    days = [datetime.date(2023, 5, 1), datetime.date(2024, 5, 1)]
+    times = [datetime.datetime(2023, 5, 1, 12), datetime.datetime(2024, 5, 1, 12)]
+    path = table(folder, text=["old", "new"], day=days, time=times, share=[Decimal("0.1"), Decimal("0.9")])
+    for conditions in ({"day": {"min": "2024"}}, {"time": {"min": "2024-05-01"}}, {"share": {"min": 0.5}}):
+        assert [d.text for d in read(path, filter=conditions)] == [None, "new"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "txt.gz", "jsonl.zst"])
+def test_an_empty_file_of_a_kind_that_is_never_empty(folder: Path, kind: str) -> None:
+    (folder / f"a.{kind}").touch()
+    (folder / "b.jsonl").write_text('{"text": "a"}\n' * 9)
+    assert error_of(folder).startswith(f"path: {folder}/a.{kind}: cannot be read (")
+
+
+def test_values_that_are_nested_as_deep_as_json_may_be(folder: Path) -> None:
+    for depth in (100, 400, 700, 900, 980, 1100):
+        value = b"[" * depth + b"]" * depth
+        (folder / "a.jsonl").write_bytes(
+            b'{"text": "a", "x": %b}\n{"text": %b, "x": 1}\n{"text": "b"}' % (value, value)
+        )
+        documents = read(folder)
+        assert documents[-1].text == "b" and documents[1].error
+        documents = read(folder, filter={"x": {"min": 1}})
+        assert [bool(d.error) for d in documents] == [True, True, True]
+        messages = b'{"talk": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": %b}}]}]}' % value
+        (folder / "a.jsonl").write_bytes(messages)
+        (document,) = read(folder, chat_column="talk")
+        assert bool(document.error) or depth < 1000  # where the stack ends is not ours to say
+
+
+def test_a_folder_that_holds_itself(folder: Path) -> None:
+    (folder / "a.jsonl").write_text('{"text": "a"}\n' * 9)
+    (folder / "round").symlink_to(folder)
+    check_sources(DataConfig(sources=str(folder / "**" / "*.jsonl")))
+    assert len(read(folder / "**" / "*.jsonl")) == 9
+
+
+def test_an_empty_path(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "a.txt").write_text("a")
+    for path in ("", " "):
+        with pytest.raises(InputError, match=r"data\.sources\.0\.path: is empty"):
+            check_sources(DataConfig(sources=path))
+
+
+def test_files_that_go_while_they_are_read(folder: Path) -> None:
+    (folder / "a.jsonl").write_text('{"text": "a"}\n' * 9)
+    source = SourceConfig(path=str(folder))
+    (part,) = split_source(source)
+    (folder / "a.jsonl").unlink()
+    (last,) = read_documents(part, source, strict=False)
+    assert last.fatal and "cannot be read (FileNotFoundError" in last.error
+    os.mkfifo(folder / "a.jsonl")  # nobody writes to it, so that opening it would wait for ever
+    (last,) = read_documents(part, source, strict=False)
+    assert last.fatal and "is no regular file" in last.error

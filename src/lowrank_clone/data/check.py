@@ -13,9 +13,10 @@ from typing import Any
 from ..errors import InputError
 from .config import DataConfig, SourceConfig
 from .files import find_files
-from .readers.documents import Document, Part, Piece
+from .readers.documents import Document
 from .readers.hub import split_hub
 from .readers.opening import readable
+from .readers.parts import file_part
 from .readers.reading import ADVICE, read_documents
 
 _PROBE = 8  # rows of each file that are read before any long work
@@ -115,7 +116,7 @@ def _probe_source(source: SourceConfig, strict: bool, held_out: bool) -> None:
     found = find_files(source.path)
     files = () if found is None else found.files
     chosen = files[:: -(-len(files) // _PROBED)] if files else ()
-    parts = [Part((Piece(file),), 0) for file in chosen] or split_hub(few, one=True)
+    parts = [file_part(file) for file in chosen] or split_hub(few, one=True)
     documents, whole, dropped = 0, len(chosen) == len(files), Counter[str]()
     for part in parts:
         rows = list(itertools.islice(read_documents(part, few, strict), _PROBE))
@@ -123,7 +124,7 @@ def _probe_source(source: SourceConfig, strict: bool, held_out: bool) -> None:
         dropped.update(row.dropped for row in rows if row.dropped)
         documents += sum(row.error is None and row.dropped is None for row in rows)
         whole &= len(rows) < _PROBE
-    several = f"in {len(parts):,} files" if len(parts) > 1 else f"in {parts[0].pieces[0].path}"
+    several = f"in {len(parts):,} files" if len(parts) > 1 else f"in {files[0] if files else source.path}"
     if documents == 0 and whole:
         reasons = ", ".join(f"{count:,} rows left out: {reason}" for reason, count in dropped.items())
         raise InputError(

@@ -10,7 +10,8 @@ from ..errors import InputError
 from .check import keyed_sources, named
 from .config import DataConfig, SourceConfig
 from .files import Found, find_files, format_of
-from .readers.documents import Document, Part, Piece
+from .readers.documents import Document
+from .readers.parts import split_source
 from .readers.reading import read_documents
 from .readers.sampling import sample_file, unpacked_size
 from .readers.text_files import CHUNK
@@ -96,7 +97,7 @@ def _look_into(
     if any(format_of(file) == "table" for file in files) or sum(map(unpacked_size, files)) > _WHOLE:
         documents, tokens = _sampled(source, files, strict, tokenizer)
         return SourceEstimate(key, source.path, round(documents), round(tokens), False, others)
-    rows = list(read_documents(Part(tuple(map(Piece, files)), 0), source, strict))
+    rows = [row for part in split_source(source) for row in read_documents(part, source, strict)]
     lengths = _lengths(rows, source, tokenizer, strict)
     if not lengths.any():
         raise InputError(f"path: `{source.path}` holds no text; expected at least one document")

@@ -58,6 +58,8 @@ def find_files(path: str) -> Found | None:
     Raises:
         InputError: It names the field `path`: nothing is there, nothing readable is there, or it is no regular file.
     """
+    if not path.strip():
+        raise InputError("path: is empty; expected a file, a folder, a glob of files or a Hub dataset's name")
     full = os.path.abspath(os.path.expanduser(path))
     if os.path.isdir(full):
         return _choose(path, sorted(_inside(full)))
@@ -69,7 +71,9 @@ def find_files(path: str) -> Found | None:
         return Found((full,))
     if glob.has_magic(path):
         pattern, start = _literal_start(full)
-        found = (file for file in glob.glob(pattern, recursive=True) if not _is_hidden(file[len(start) :]))
+        found = [file for file in glob.glob(pattern, recursive=True) if not _is_hidden(file[len(start) :])]
+        if "**" in path:  # it enters linked folders, and one that leads back to itself again and again
+            found = list({os.path.realpath(file): file for file in sorted(found, key=len, reverse=True)}.values())
         return _choose(path, sorted(file for file in found if not os.path.isdir(file)))
     if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path) and not extension(path):
         return None

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from ..files import extension
 from .columns import Columns
 from .documents import Piece, Place, RowError
 from .opening import open_file
@@ -17,6 +18,7 @@ _HEAD = 2**16  # bytes among which the first character stands
 
 def read_lines(piece: Piece, columns: Columns) -> Iterator[tuple[Place, Any]]:
     """The values of a file of one JSON object per line: the lines that begin in `start` to `stop`."""
+    each = "per line, or one array of them" if extension(piece.path) == ".json" else "per line"
     with open_file(piece.path) as stream:
         position = _first_line(stream, piece.start)
         after, number = position, 0
@@ -30,7 +32,7 @@ def read_lines(piece: Piece, columns: Columns) -> Iterator[tuple[Place, Any]]:
                 position += _skip_line(stream)
                 yield Place(piece.path, "line", number, after), _too_long("line")
             elif not line.isspace():
-                yield Place(piece.path, "line", number, after), json_value(line, columns, "per line")
+                yield Place(piece.path, "line", number, after), json_value(line, columns, each)
 
 
 def _first_line(stream: BinaryIO, start: int) -> int:
@@ -77,6 +79,8 @@ def json_value(line: bytes, columns: Columns, each: str) -> Any:
         return columns.take(record)
     except RowError as error:
         return error
+    except RecursionError:
+        return RowError("a column that is filtered by is nested too deeply", "filter")
 
 
 def is_array(path: str) -> bool:

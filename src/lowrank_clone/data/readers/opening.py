@@ -43,6 +43,9 @@ def open_raw(path: str) -> BinaryIO:
 def unpacked(raw: BinaryIO, path: str) -> BinaryIO:
     """What a file of this name holds, where `raw` is what is on disk."""
     name = path.lower()
+    if name.endswith((".gz", ".zst")) and os.fstat(raw.fileno()).st_size == 0:
+        raw.close()
+        raise EOFError("it is empty, which no packed file is")
     if name.endswith(".gz"):
         packed = gzip.GzipFile(fileobj=raw, mode="rb")
         packed.myfileobj = raw  # type: ignore[assignment]  # what it closes when it is closed

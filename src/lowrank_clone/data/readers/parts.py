@@ -57,11 +57,22 @@ def split_source(source: SourceConfig, bytes_per_part: int = BYTES_PER_PART) -> 
     return parts
 
 
+def file_part(file: str) -> Part:
+    """A whole file as one part; without a piece if it is empty.
+
+    Raises:
+        InputError: It can't be looked at.
+    """
+    with readable(file):
+        length = os.stat(file).st_size
+        return Part(tuple(piece for piece, _ in _pieces(file, length, length)), length)
+
+
 def _pieces(file: str, length: int, most: int) -> Iterator[tuple[Piece, int]]:
-    """(piece, its bytes) of one file; none of an empty one."""
-    if length == 0:
-        return
+    """(piece, its bytes) of one file; none of an empty one, unless a file of its kind can't be empty."""
     kind = format_of(file)
+    if length == 0 and kind != "table" and not is_packed(file):
+        return
     if is_packed(file) or (length <= most and kind == "table"):
         yield Piece(file), length
     elif kind == "table":

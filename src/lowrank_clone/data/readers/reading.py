@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ..chats import chat_messages, check_text
 from ..config import SourceConfig
 from ..files import Format, extension, format_of
@@ -43,7 +43,7 @@ def read_documents(part: Part, source: SourceConfig, strict: bool) -> Iterator[D
                     if kept == source.max_documents:
                         return
         except (InputError, RowError, *UNREADABLE) as error:
-            yield Document(error=_fatal(piece.path, error), fatal=True, place=Place(piece.path))
+            yield Document(error=one_line(_fatal(piece.path, error), 1000), fatal=True, place=Place(piece.path))
             return
 
 
@@ -84,4 +84,4 @@ def _document(place: Place, value: Any, source: SourceConfig, field: str, kind: 
         check_text(value)
         return Document(text=value, place=place)
     except (ValueError, RecursionError) as error:
-        return Document(error=f"{field}: {place}: {error}{ADVICE}", place=place)
+        return Document(error=one_line(f"{field}: {place}: {error}", 1000) + ADVICE, place=place)

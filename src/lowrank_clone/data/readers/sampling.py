@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from ..config import SourceConfig
 from ..files import extension, format_of, is_packed
-from .documents import Document, Part, Piece, RowError
+from .documents import Document, RowError
 from .json_files import LONGEST, elements, is_array
 from .opening import open_file, open_raw, readable, unpacked
+from .parts import file_part
 from .reading import read_documents
 from .tables import open_table
 
@@ -27,7 +28,7 @@ def sample_file(path: str, source: SourceConfig, size: int, rows: int) -> tuple[
 
 
 def _sample(path: str, source: SourceConfig, size: int, rows: int) -> tuple[float, list[Document]]:
-    documents = read_documents(Part((Piece(path),), 0), replace(source, max_documents=None), strict=False)
+    documents = read_documents(file_part(path), replace(source, max_documents=None), strict=False)
     kind = format_of(path)
     if kind == "table":
         with open_table(path) as table:

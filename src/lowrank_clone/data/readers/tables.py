@@ -52,6 +52,8 @@ def open_table(path: str) -> "pq.ParquetFile":
     open_raw(path).close()  # refuses what is no regular file
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
+    except UnicodeEncodeError:
+        raise OSError("its name is no UTF-8, as .parquet files need; rename it") from None
     except pa.ArrowException as error:
         raise OSError(error_reason(error)) from error
 
@@ -83,9 +85,11 @@ def _values(batch: "pa.RecordBatch", paths: dict[str, tuple[str, ...]], columns:
     """What the source reads of each row; the text of rows that a filter leaves out is never made."""
     outcome: list[Any] = [None] * batch.num_rows
     for name in columns.filter:
-        for i, value in enumerate(_column(batch, paths[name]).to_pylist()):
+        for i, value in enumerate(_listed(_column(batch, paths[name]))):
             if outcome[i] is None:
                 try:
+                    if isinstance(value, RowError):
+                        raise value
                     outcome[i] = None if columns.keeps(name, value) else Dropped(f"filter {name}")
                 except RowError as error:
                     outcome[i] = error
@@ -95,7 +99,7 @@ def _values(batch: "pa.RecordBatch", paths: dict[str, tuple[str, ...]], columns:
         import pyarrow as pa
 
         column = column.filter(pa.array(kept, pa.bool_()))
-    values = iter(column.to_pylist())
+    values = iter(_listed(column))
     for i, keep in enumerate(kept):
         yield next(values) if keep else outcome[i]
 
@@ -105,3 +109,18 @@ def _column(batch: "pa.RecordBatch", path: tuple[str, ...]) -> "pa.Array":
 
     column = batch.column(batch.schema.get_field_index(path[0]))
     return pc.struct_field(column, list(path[1:])) if len(path) > 1 else column
+
+
+def _listed(column: "pa.Array") -> list[Any]:
+    """The values of a column; text that is no UTF-8, which no writer checks, as the error of its row."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(column, i) for i in range(len(column))]
+
+
+def _value(column: "pa.Array", row: int) -> Any:
+    try:
+        return column[row].as_py()
+    except UnicodeDecodeError as error:
+        return RowError(f"not UTF-8 ({error.reason} at byte {error.start}); expected text in UTF-8")
