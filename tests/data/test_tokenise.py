@@ -162,3 +162,28 @@ def test_fingerprints(tmp_path: Path) -> None:
     tokenizer.chat_template = {"rag": "x", "tool_use": "x"}
     with pytest.raises(InputError, match="the chat templates rag, tool_use, expected one called `default`"):
         template_fingerprint(tokenizer)
+
+
+def test_what_the_assistant_says_is_what_is_learned() -> None:
+    template = "{% for m in messages %}<s>{{ m['role'][0] }}{{ m['content'] }}</s>\n{% endfor %}"
+    tokenizer = tiny.tiny_tokenizer(chat=template)
+    chat = [*HELLO, {"role": "assistant", "content": "é no"}, *HELLO]
+    row = encode(tokenizer, Given(messages=chat), chat_column="c", loss_on="assistant")[0]
+    learned = np.ones(len(row.ids), bool)
+    assert row.masked is not None
+    for start, end in row.masked:
+        learned[start:end] = False
+    assert row.ids[learned].tolist() == [*bytes_of("é no"), EOS]
+    assert row.ids.tolist()[:3] == [BOS, *bytes_of("uh")]
+    everything = encode(tokenizer, Given(messages=chat), chat_column="c")[0]
+    assert everything.masked is None and everything.ids.tolist() == row.ids.tolist()
+
+
+def test_a_bos_of_the_tokenizer_moves_the_spans() -> None:
+    template = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }};{% endfor %}"
+    tokenizer = tiny.tiny_tokenizer(bos=True, chat=template)
+    chat = [*HELLO, {"role": "assistant", "content": "yes"}]
+    row = encode(tokenizer, Given(messages=chat), chat_column="c", loss_on="assistant")[0]
+    # The end belongs to the assistant, who has the last word.
+    assert row.ids.tolist() == [BOS, *bytes_of("uhi;ayes;"), EOS]
+    assert row.masked is not None and row.masked.tolist() == [[0, 6]]

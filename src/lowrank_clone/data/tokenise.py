@@ -84,7 +84,7 @@ class Tokeniser:
             )
         self._bos, self._eos = bos_ids(tokenizer), int(tokenizer.eos_token_id)
         self._names = special_names(tokenizer)
-        self._renderer = Renderer(tokenizer) if source.chat_column else None
+        self._renderer = Renderer(tokenizer, spans=self._spans) if source.chat_column else None
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
         """One result for each document, in their order.
