@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lowrank_clone.report.curves import MOST_POINTS, curves, draw_curves, short_count
+from lowrank_clone.report.curves import MOST_POINTS, curves, draw_curves
+from lowrank_clone.report.series import short_count
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

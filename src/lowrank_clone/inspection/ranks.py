@@ -48,13 +48,34 @@ def stream_ranks(
     return tuple(StreamRank(layer, *pair) for layer, pair in enumerate(both))
 
 
+@torch.no_grad()
+def rows_ranks(
+    teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, blocks: Sequence[Any]
+) -> tuple[StreamRank, ...]:
+    """`stream_ranks` of blocks that fit into one forward pass: cheap for wide models, since the n x n products of rows
+    have the same eigenvalues as their covariance."""
+    layers = model_blocks(student)
+
+    def ranks(model: PreTrainedModel, width: int) -> list[float]:
+        rows: dict[int, list[Tensor]] = {}
+        with _watch_stream(model, layers, width, lambda place, seen: rows.setdefault(place, []).append(seen.cpu())):
+            for ids in token_batches(blocks, model.device, "measuring ranks", False):
+                forward(model, ids)
+        return [effective_rank(torch.cat(rows[place])) for place in sorted(rows)]
+
+    both = zip(ranks(teacher, plan.teacher_width), ranks(student, plan.student_width), strict=True)
+    return tuple(StreamRank(layer, *pair) for layer, pair in enumerate(both))
+
+
 def effective_rank(rows: Tensor) -> float:
     """RED's effective rank (arXiv 2605.29327) of `rows` [n, d]: each row minus the mean row, then at unit length.
 
     exp(- sum_j l_j log l_j),   l the eigenvalues of 1/n sum_i c_i c_i^T,   c_i = (x_i - mean) / || x_i - mean ||
     """
     rows = rows.double()
-    return entropy_rank(torch.linalg.eigvalsh(_covariance(rows, rows.mean(0))))
+    centred = torch.nn.functional.normalize(rows - rows.mean(0), dim=-1)
+    wide = centred.shape[1] > centred.shape[0]
+    return entropy_rank(torch.linalg.eigvalsh(centred @ centred.T if wide else centred.T @ centred))
 
 
 def entropy_rank(eigenvalues: Tensor) -> float:

@@ -57,6 +57,11 @@ def reachable_share(plan: Plan, role: Role) -> float:
     return min(1.0, plan.teacher_width / rows)
 
 
+def teacher_parameters(plan: Plan) -> int:
+    """Parameters of the teacher that the student has too, tied ones once."""
+    return sum(math.prod(role.teacher_shape) for role in plan.roles.values())
+
+
 def remarks(plan: Plan) -> list[str]:
     """What a user should know of a plan besides its sizes."""
     found = []

@@ -24,6 +24,7 @@ from ..plan.sizes import remarks
 from ..recipe.load import dump_recipe
 from ..recipe.schedule import MethodSchedule
 from ..report.curves import draw_curves
+from ..report.html import page
 from ..training.arguments import CloneArguments
 from ..training.checkpoint import load_clone
 from ..training.interrupt import Interruption, interruptible
@@ -39,7 +40,9 @@ from .forecast import check_blocks
 from .job import Job, max_length
 from .manifest import move_in
 from .redaction import without_secrets
+from .report import REPORT_FILE, RunReader
 from .results import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
+from .samples import SAMPLES_FILE, measure_samples
 
 _log = logging.getLogger("lowrank_clone")
 
@@ -141,7 +144,7 @@ def _train(
         losses = {at: LanguageLoss(loss, teacher.tokens) for at, loss in results.student.items()}
         if trainer.is_world_process_zero():
             facts = CardFacts(job.recipe.teacher.model, teacher_license(job.recipe.teacher.model), seen)
-            finish(job, folder, clone, replace(facts, losses=results.table(step)))
+            finish(job, folder, clone, replace(facts, losses=results.table(step)), blocks)
     return Result(clone, blocks, teacher, losses.get(0), losses[step], seen)
 
 
@@ -200,13 +203,15 @@ class FolderKeeper(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
 
 
-def finish(job: Job, folder: RunFolder, clone: CloneModel, facts: CardFacts) -> None:
-    """Export the student and draw the curves."""
+def finish(job: Job, folder: RunFolder, clone: CloneModel, facts: CardFacts, blocks: Blocks) -> None:
+    """Export the student, draw the curves and write the report."""
     put = partial(move_in, last="config.json")  # by which a finished run is known
     export_student(clone, folder.path / "student", job.tokenizer, job.recipe, facts, put)
     levels = {"teacher": facts.losses["teacher"]}
     draw_curves(read_metrics(folder.path / "metrics.jsonl"), folder.path / "curves.png", levels)
     folder.add([folder.path / "curves.png"])
+    folder.write(SAMPLES_FILE, measure_samples(clone, blocks, job.tokenizer))
+    folder.write(REPORT_FILE, page([RunReader(folder.path, folder.folder.resolve().name).read(finished=True)]))
 
 
 def _say(lines: Iterable[str], folder: RunFolder) -> None:

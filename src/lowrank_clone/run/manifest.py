@@ -19,7 +19,10 @@ from ..errors import InputError
 from ..training.checksums import CHECKPOINT_FILES
 
 MANIFEST_FILE = "manifest.json"
-RUN_FILES = ("recipe.yaml", "versions.json", "results.json", "metrics.jsonl", "curves.png", MANIFEST_FILE)
+RUN_FILES = (
+    *("recipe.yaml", "versions.json", "results.json", "metrics.jsonl"),
+    *("curves.png", "samples.json", "report.html", MANIFEST_FILE),
+)
 # These are written anew while a run goes, so they are ours by name in a folder that holds a run.
 _REWRITTEN = ("metrics.jsonl", MANIFEST_FILE)
 _CHECKPOINT = re.compile(r"_?checkpoint-\d+")
