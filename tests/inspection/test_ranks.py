@@ -8,7 +8,7 @@ import pytest
 import torch
 from inspected import blocks, clone_of, hooks_of, outputs
 
-from lowrank_clone.inspection.ranks import effective_rank, entropy_rank, stream_ranks
+from lowrank_clone.inspection.ranks import effective_rank, entropy_rank, rows_ranks, stream_ranks
 
 
 def test_effective_rank_of_known_covariances() -> None:
@@ -31,4 +31,15 @@ def test_stream_ranks_equal_those_of_the_layers_outputs(family: str) -> None:
         naive = [outputs(model, "model.embed_tokens", rows)]
         naive += [outputs(model, f"model.layers.{i}", rows) for i in range(2)]
         assert ranks == pytest.approx([effective_rank(stream) for stream in naive], rel=1e-5)
+    assert hooks_of(clone.teacher) == hooks_of(clone.student) == 0
+
+
+@pytest.mark.parametrize("length", [4, 40])  # fewer rows than channels, and more
+def test_ranks_of_one_pass_are_those_of_a_long_measurement(length: int) -> None:
+    clone, rows = clone_of(), blocks(3, length)
+    models = (clone.teacher, clone.student, clone.plan, rows)
+    for few, many in zip(rows_ranks(*models), stream_ranks(*models), strict=True):
+        assert few.layer == many.layer
+        assert few.teacher == pytest.approx(many.teacher, rel=1e-9)
+        assert few.student == pytest.approx(many.student, rel=1e-9)
     assert hooks_of(clone.teacher) == hooks_of(clone.student) == 0

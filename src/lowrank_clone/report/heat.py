@@ -10,13 +10,14 @@ from typing import Any
 from .series import tokens_at
 from .view import RunView, Tap
 
-MOST_FRAMES = 40  # evaluations that can be looked at one by one
+MOST_FRAMES = 40  # evaluations that can be looked at one by one; of more than three runs as many less
 KEY = "eval_relative/"
 
 
 def heat_maps(runs: Sequence[RunView]) -> Iterable[tuple[str, str, str, dict[str, Any]]]:
     """Name, title, note and specification of a heat map for each run that has relative errors, in one colour scale."""
-    grids = {run.name: _grid(run) for run in runs}
+    lines = {run.name: _evaluations(run, len(runs)) for run in runs}
+    grids = {run.name: _grid(run, lines[run.name]) for run in runs}
     known = [v for frames in grids.values() for row in frames for v in row["v"] if v]
     if not known:
         return
@@ -32,14 +33,19 @@ def heat_maps(runs: Sequence[RunView]) -> Iterable[tuple[str, str, str, dict[str
             "the teacher's activation, 1 as far off as zeros would be. Outputs of writes are compared after their own "
             "Z. Colours are logarithmic. Source: metrics.jsonl."
         )
-        yield f"relative_error{f'_{index}' if several else ''}", title, note, _spec(run, title, grids[run.name], domain)
+        yield (
+            f"relative_error{f'_{index}' if several else ''}",
+            title,
+            note,
+            _spec(run, title, grids[run.name], domain, lines[run.name]),
+        )
 
 
 def tap_medians(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     """The median over layers of each place at every evaluation, as points of lines."""
     found = []
     for run in runs:
-        lines = _evaluations(run)
+        lines = _evaluations(run, len(runs))
         short = short_places(run.taps)
         tokens = tokens_at(run.metrics, [line["step"] for line in lines])
         for line, t in zip(lines, tokens, strict=True):
@@ -61,19 +67,20 @@ def short_places(taps: Iterable[Tap]) -> dict[str, str]:
     return {place: name if counts[name] == 1 and not name.isdigit() else place for place, name in last.items()}
 
 
-def _evaluations(run: RunView) -> list[Any]:
-    """The evaluations with relative errors, by step, the first and the last one among at most `MOST_FRAMES`."""
+def _evaluations(run: RunView, runs: int) -> list[Any]:
+    """The evaluations with relative errors, by step; of many the first, the last and some between."""
     by_step = {line["step"]: line for line in run.metrics if any(key.startswith(KEY) for key in line)}
     lines = [by_step[step] for step in sorted(by_step)]
-    if len(lines) <= MOST_FRAMES:
+    most = min(MOST_FRAMES, 3 * MOST_FRAMES // runs)
+    if len(lines) <= most:
         return lines
-    picked = sorted({round(i * (len(lines) - 1) / (MOST_FRAMES - 1)) for i in range(MOST_FRAMES)})
+    picked = sorted({round(i * (len(lines) - 1) / (most - 1)) for i in range(most)})
     return [lines[i] for i in picked]
 
 
-def _grid(run: RunView) -> list[dict[str, Any]]:
+def _grid(run: RunView, lines: Sequence[Any]) -> list[dict[str, Any]]:
     """Layer, place, and an error for each evaluation (null where there is none) of every tap."""
-    lines, short = _evaluations(run), short_places(run.taps)
+    short = short_places(run.taps)
     rows = []
     for tap in run.taps:
         errors = [line.get(KEY + tap.name) for line in lines]
@@ -83,8 +90,9 @@ def _grid(run: RunView) -> list[dict[str, Any]]:
     return rows
 
 
-def _spec(run: RunView, title: str, rows: Sequence[dict[str, Any]], domain: Sequence[float]) -> dict[str, Any]:
-    lines = _evaluations(run)
+def _spec(
+    run: RunView, title: str, rows: Sequence[dict[str, Any]], domain: Sequence[float], lines: Sequence[Any]
+) -> dict[str, Any]:
     tokens = [f"{round(float(t)):,}" for t in tokens_at(run.metrics, [line["step"] for line in lines])]
     places = list(dict.fromkeys(row["p"] for row in rows))
     layers = len({row["l"] for row in rows})
