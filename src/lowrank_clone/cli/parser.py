@@ -120,14 +120,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     inspect.add_argument("--start", action="store_true", help="measure the student before training, too")
     inspect.add_argument("--no-html", action="store_true", help="write no report.html")
 
-    report = command("report", "write one HTML page of a run, or of several side by side, that needs nothing beside it")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, finished or not")
-    report.add_argument("-o", "--output", help="file to write (default RUN/report.html; report.html for several runs)")
-    report.add_argument("--figures", metavar="FOLDER", help="write every figure as SVG and PNG into this folder, too")
-    report.add_argument("--watch", action="store_true", help="write it again whenever the runs logged, until they end")
-    report.add_argument(
-        "--every", type=int, default=30, metavar="SECONDS", help="how often to look with --watch (default 30)"
-    )
+    _report(command("report", "write one HTML page of a run, or of several side by side, that needs nothing beside it"))
 
     export = command("export", "write the student of a run's last checkpoint")
     export.add_argument("run", help="the run's folder")
@@ -172,3 +165,13 @@ def _positive(text: str) -> int:
 def _recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with lrc (`lrc recipes`)")
     parser.add_argument("overrides", nargs="*", default=[], metavar=OVERRIDE, help="override any field of the recipe")
+
+
+def _report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, finished or not")
+    report.add_argument("-o", "--output", help="file to write (default RUN/report.html; report.html for several runs)")
+    report.add_argument("--figures", metavar="FOLDER", help="write every figure as SVG and PNG into this folder, too")
+    report.add_argument("--watch", action="store_true", help="write it again whenever the runs logged, until they end")
+    report.add_argument(
+        "--every", type=int, default=30, metavar="SECONDS", help="how often to look with --watch (default 30)"
+    )

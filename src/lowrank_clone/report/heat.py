@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .lines import frame_of
 from .series import tokens_at
 from .view import RunView, Tap
 
@@ -101,11 +102,7 @@ def _spec(
     if len(lines) > 1:
         frame["bind"] = {"input": "range", "min": 0, "max": len(lines) - 1, "step": 1, "name": "evaluation"}
     return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "description": title,
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
+        **frame_of(title, height),
         "title": {
             "text": {"expr": "'after ' + tokens[frame] + ' training tokens'"},
             "anchor": "start",

@@ -13,6 +13,17 @@ LEGEND: Spec = {"title": None, "orient": "top", "symbolType": "stroke", "symbolS
 GREY_LEGEND: Spec = {**LEGEND, "encoding": {"symbols": {"update": {"stroke": {"value": GREY}}}}}
 
 
+def frame_of(title: str, height: int) -> Spec:
+    """What every figure begins with: it takes the width of the place that it is put into."""
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "description": title,
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+    }
+
+
 def base(title: str, names: Sequence[str], values: Sequence[Spec], field: str = "run") -> Spec:
     """What all lines have: their data, a colour by run or kind, a legend where there are several."""
     several = len(names) > 1
@@ -24,11 +35,7 @@ def base(title: str, names: Sequence[str], values: Sequence[Spec], field: str = 
         "legend": dict(LEGEND) if several else None,
     }
     return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "description": title,
-        "width": "container",
-        "height": 260,
-        "autosize": {"type": "fit-x", "contains": "padding"},
+        **frame_of(title, 260),
         "data": {"values": list(values)},
         "encoding": {"color": colour},
     }
