@@ -114,12 +114,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     _data(data)
 
-    inspect = command("inspect", "measure what a run's student kept of its teacher, with figures")
-    inspect.add_argument("run", help="the run's folder; figures and report.html go to its inspect/")
-    inspect.add_argument("--tokens", type=int, default=4096, help="validation tokens to measure on (default 4096)")
-    inspect.add_argument("--start", action="store_true", help="measure the student before training, too")
-    inspect.add_argument("--no-html", action="store_true", help="write no report.html")
-
+    _inspect(command("inspect", "measure what a run's student kept of its teacher, with figures"))
     _report(command("report", "write one HTML page of a run, or of several side by side, that needs nothing beside it"))
 
     export = command("export", "write the student of a run's last checkpoint")
@@ -175,3 +170,10 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--every", type=int, default=30, metavar="SECONDS", help="how often to look with --watch (default 30)"
     )
+
+
+def _inspect(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("run", help="the run's folder; figures and report.html go to its inspect/")
+    inspect.add_argument("--tokens", type=int, default=4096, help="validation tokens to measure on (default 4096)")
+    inspect.add_argument("--start", action="store_true", help="measure the student before training, too")
+    inspect.add_argument("--no-html", action="store_true", help="write no report.html")
