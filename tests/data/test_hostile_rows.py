@@ -14,7 +14,7 @@ import pytest
 
 from lowrank_clone.data.check import check_sources
 from lowrank_clone.data.config import DataConfig, SourceConfig
-from lowrank_clone.data.readers import json_files, text_files
+from lowrank_clone.data.readers import json_files, reading, text_files
 from lowrank_clone.data.readers.documents import Document
 from lowrank_clone.data.readers.parts import split_source
 from lowrank_clone.data.readers.reading import read_documents
@@ -78,6 +78,13 @@ def test_a_row_that_is_too_long_is_passed_over(folder: Path, monkeypatch, kind: 
     documents = read(path)
     assert [d.text for d in documents] == ["one", None, "two", "y" * 900, None]
     assert "of more than 1,000 bytes; expected a document that fits into memory" in documents[1].error
+
+
+def test_a_text_that_no_tokenizer_has_memory_for_is_a_bad_row(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(reading, "LONGEST", 100)
+    path = table(folder, text=["a" * 100, "b" * 101, "c"])
+    assert [d.text for d in read(path)] == ["a" * 100, None, "c"]
+    assert "the text has 101 characters; expected at most 100, or more documents" in read(path)[1].error
 
 
 ARRAYS = [

@@ -10,7 +10,7 @@ from .columns import Columns
 from .documents import Piece, Place, RowError
 from .opening import open_file
 
-LONGEST = 256 * 2**20  # bytes of one object
+LONGEST = 80 * 2**20  # bytes of one object; escapes take more of them than the text itself
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20  # bytes read at a time
 _HEAD = 2**16  # bytes among which the first character stands

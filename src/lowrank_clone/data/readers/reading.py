@@ -15,6 +15,7 @@ from .opening import UNREADABLE, unreadable
 from .tables import read_table
 from .text_files import read_text
 
+LONGEST = 64 * 2**20  # characters of a document: a tokenizer needs over a hundred bytes of memory for each
 ADVICE = "; mend the row or the configuration, or set on_error: skip"
 
 
@@ -81,6 +82,10 @@ def _document(place: Place, value: Any, source: SourceConfig, field: str, kind: 
             raise RowError(f"the text is of type {type(value).__name__}; expected a string")
         if not value or value.isspace():
             return Document(dropped="blank", place=place)
+        if len(value) > LONGEST:
+            raise RowError(
+                f"the text has {len(value):,} characters; expected at most {LONGEST:,}, or several documents"
+            )
         check_text(value)
         return Document(text=value, place=place)
     except (ValueError, RecursionError) as error:
