@@ -166,3 +166,11 @@ def test_slurm(
     (tools / "squeue").write_text("#!/bin/bash\nexit 1\n")
     assert lrc(recipe, "--workers", 1) == 0
     assert "1 shards were made, 4 of 4" in capfd.readouterr().err
+
+
+def test_what_is_not_read_is_said(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "text.jsonl").rename(tmp_path / "texts" / "text.jsonl")
+    (tmp_path / "texts" / "README.md").write_text("About the texts.")
+    assert lrc(recipe, "--workers", 1, f"data.sources=[{tmp_path}/texts]") == 0
+    assert f"1 files of other kinds are not read, first: {tmp_path}/texts/README.md" in capsys.readouterr().out

@@ -84,7 +84,7 @@ def test_a_text_that_no_tokenizer_has_memory_for_is_a_bad_row(folder: Path, monk
     monkeypatch.setattr(reading, "LONGEST", 100)
     path = table(folder, text=["a" * 100, "b" * 101, "c"])
     assert [d.text for d in read(path)] == ["a" * 100, None, "c"]
-    assert "the text has 101 characters; expected at most 100, or more documents" in read(path)[1].error
+    assert "the text has 101 characters; expected at most 100, or several documents" in read(path)[1].error
 
 
 ARRAYS = [
@@ -186,6 +186,18 @@ def test_one_table_without_the_column_ends_the_reading_even_where_rows_are_skipp
     pq.write_table(pa.table({"body": ["c"] * 9}), folder / "b.parquet")
     last = read(folder)[-1]
     assert last.fatal and f"text_column: {folder}/b.parquet: no column `text`; expected one of" in last.error
+
+
+def test_a_file_of_bad_rows_alone(folder: Path) -> None:
+    """A few may be skipped where others are good; many mean that the column, or the file, is wrong."""
+    (folder / "a.txt").write_bytes(b"caf\xe9")
+    assert "a.txt: not UTF-8" in error_of(folder, "skip")
+    (folder / "b.txt").write_text("good")
+    (folder / "c.txt").write_text("good")
+    check_sources(DataConfig(sources=str(folder), on_error="skip"))
+    (folder / "d.jsonl").write_text('{"body": "a"}\n' * 20)
+    assert "d.jsonl line 1: no column `text`" in error_of(folder, "skip")
+    assert "; and so are all of its first 8 rows" in error_of(folder, "skip")
 
 
 def test_filters_keep_what_they_say(folder: Path) -> None:

@@ -221,3 +221,13 @@ def test_a_file_that_changes_while_it_is_read(lines: Path, tmp_path: Path, monke
     monkeypatch.setattr(parts, "read_documents", slow)
     with pytest.raises(InputError, match=r"data.sources.0.path: .*a.jsonl changed while it was read"):
         make(lines, tmp_path)
+
+
+def test_a_source_that_keeps_no_document_is_refused(lines: Path, tmp_path: Path) -> None:
+    rows = [json.dumps({"text": "  ", "n": 3})] * 10 + [json.dumps({"text": "some text", "n": 1})] * 30
+    (lines / "a.jsonl").write_text("\n".join(rows))
+    (lines / "b.jsonl").unlink()
+    with pytest.raises(InputError) as caught:
+        make(lines, tmp_path, filter={"n": {"min": 2}})
+    assert str(caught.value).startswith(f"data.sources.0.path: `{lines}` holds no text (")
+    assert "30 rows left out: filter n" in str(caught.value) and "10 rows left out: blank" in str(caught.value)

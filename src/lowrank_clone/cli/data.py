@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from ..data.files import find_files
 from ..errors import InputError
 from ..recipe.load import load_recipe
 from ..run.demo_teacher import with_installed_teacher
@@ -53,6 +54,9 @@ def _print(jobs: list[SourceJob], sources: list[TokenSource]) -> None:
             f"{len(manifest.shards):,} shards of {size:,} bytes in all ({size / max(1, source.tokens):.2f} a token) in "
             f"{source.folder}"
         )
+        found = find_files(job.source.path)
+        if found is not None and found.others:
+            print(f"  {len(found.others):,} files of other kinds are not read, first: {found.others[0]}")
         for reason, count in manifest.dropped.items():
             print(f"  {count:,} documents left out: {reason}")
         if manifest.first_error is not None:

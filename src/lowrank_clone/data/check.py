@@ -118,12 +118,15 @@ def _probe_source(source: SourceConfig, strict: bool, held_out: bool) -> None:
     chosen = files[:: -(-len(files) // _PROBED)] if files else ()
     parts = [file_part(file) for file in chosen] or split_hub(few, one=True)
     documents, whole, dropped = 0, len(chosen) == len(files), Counter[str]()
+    hopeless: str | None = None
     for part in parts:
         rows = list(itertools.islice(read_documents(part, few, strict), _PROBE))
-        _refuse_bad(rows, strict)
+        hopeless = _refuse_bad(rows, strict) or hopeless
         dropped.update(row.dropped for row in rows if row.dropped)
         documents += sum(row.error is None and row.dropped is None for row in rows)
         whole &= len(rows) < _PROBE
+    if documents == 0 and hopeless:
+        raise InputError(hopeless)
     several = f"in {len(parts):,} files" if len(parts) > 1 else f"in {files[0] if files else source.path}"
     if documents == 0 and whole:
         reasons = ", ".join(f"{count:,} rows left out: {reason}" for reason, count in dropped.items())
@@ -135,8 +138,11 @@ def _probe_source(source: SourceConfig, strict: bool, held_out: bool) -> None:
         raise InputError(one_document(source.path))
 
 
-def _refuse_bad(rows: list[Document], strict: bool) -> None:
-    """Raise for the first rows of a file: a bad one where bad rows are not skipped, and where all of them are bad.
+def _refuse_bad(rows: list[Document], strict: bool) -> str | None:
+    """Raise for the first rows of a file: a bad one where bad rows are not skipped, and where many are all bad.
+
+    Returns:
+        The error where all of only a few rows are bad, which is so much of a source only if its other files are.
 
     Raises:
         InputError: It is the row's error.
@@ -144,8 +150,12 @@ def _refuse_bad(rows: list[Document], strict: bool) -> None:
     bad = [row for row in rows if row.error is not None]
     if bad and (strict or bad[-1].fatal):
         raise InputError(str(bad[-1].error))
-    if bad and len(bad) == len(rows):
-        raise InputError(f"{str(bad[0].error).removesuffix(ADVICE)}; and so are all of its first {len(bad)} rows")
+    if not bad or len(bad) < len(rows):
+        return None
+    more = f"; and so are all of its first {len(bad)} rows" if len(bad) > 1 else ""
+    if len(bad) == _PROBE:
+        raise InputError(f"{str(bad[0].error).removesuffix(ADVICE)}{more}")
+    return f"{str(bad[0].error).removesuffix(ADVICE)}{more}"
 
 
 def one_document(path: str) -> str:

@@ -221,6 +221,12 @@ def _opened(job: SourceJob) -> TokenSource:
     with named(job.key):
         if job.strict and source.manifest.first_error is not None:
             raise InputError(source.manifest.first_error)
+        if source.tokens == 0:
+            reasons = ", ".join(f"{count:,} rows left out: {why}" for why, count in source.manifest.dropped.items())
+            raise InputError(
+                f"path: `{job.source.path}` holds no text{f' ({reasons})' if reasons else ''}; expected at least one "
+                "document"
+            )
     return source
 
 
