@@ -167,8 +167,8 @@ class CloneModel(FactoredModule):
             student, targets, valid = student[rows], targets[rows], valid[rows]
             teacher = None if teacher is None else teacher[rows]
         total, lm, kl = lm_kl_loss(
-            *(student, self._student_head),
-            *(teacher, self._teacher_head),
+            *(student, self._student_head.of(self.student)),
+            *(teacher, self._teacher_head.of(self.teacher)),
             *(targets, valid),
             temperature=self.objective.temperature,
             lm_weight=self.objective.lm_weight,
@@ -264,8 +264,7 @@ class CloneModel(FactoredModule):
 
     def follow(self, successors: Successors) -> None:
         """Go where the parameters went."""
-        self._teacher_head = self._teacher_head.moved(successors)
-        self._student_head = self._student_head.moved(successors)
+        self._teacher_head, self._student_head = self._teacher_head.of(self.teacher), self._student_head.of(self.student)
         self._through = {tap.name: linear_of(self.teacher, tap) for tap in self.taps if tap.name in self._through}
         if self.target_squares is not None:
             self.target_squares.to(self.student.device)

@@ -23,9 +23,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import InputError
+from ..shards import shard
 from .bases import LinearMap, matmul_precision
+from .sharded import sharded
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,10 @@ class Factors(MutableMapping[str, Tensor]):
     """
 
     def __init__(self, factors: Mapping[str, Tensor], links: Iterable[Link]) -> None:
-        self._factors = {name: nn.Parameter(value.detach().clone()) for name, value in factors.items()}
+        self._factors = {name: nn.Parameter(_own(value)) for name, value in factors.items()}
         self.links = list(links)
         self.pushes = 0  # whole pushes so far, which tell one optimiser step from the next
+        self.mesh: DeviceMesh | None = None  # the processes that hold a part of each factor (`shard`)
 
     def __getitem__(self, name: str) -> nn.Parameter:
         return self._factors[name]
@@ -88,7 +92,7 @@ class Factors(MutableMapping[str, Tensor]):
         before = {link.factor for link in self.links if id(link.leaf) in leaves}
         frozen = any(not self._factors[old].requires_grad for old in before)
         self.links = [link for link in self.links if id(link.leaf) not in leaves] + links
-        self._factors[name] = nn.Parameter(value.detach().clone(), requires_grad=not frozen)
+        self._factors[name] = nn.Parameter(_own(value), requires_grad=not frozen)
         used = {link.factor for link in self.links}
         self._factors = {key: factor for key, factor in self._factors.items() if key in used}
 
@@ -103,7 +107,7 @@ class Factors(MutableMapping[str, Tensor]):
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Copy values into the factors that they name, then push those.
+        """Copy values into the factors that they name, then push those. Sharded factors take whole values, too.
 
         Raises:
             InputError: A name is no factor's, or a shape differs.
@@ -118,7 +122,7 @@ class Factors(MutableMapping[str, Tensor]):
             if tuple(value.shape) != expected:
                 raise InputError(f"factor `{name}`: got shape {list(value.shape)}, expected {list(expected)}")
         for name, value in values.items():
-            self._factors[name].copy_(value)
+            self._factors[name].copy_(value if self.mesh is None else shard(value.to(self._factors[name].device), self.mesh))
         self.push(values)
 
     @torch.no_grad()
@@ -145,7 +149,7 @@ class Factors(MutableMapping[str, Tensor]):
             if not factor.requires_grad:
                 continue
             with matmul_precision(link.leaf):
-                pulled = link.basis.adjoint(grad.to(factor.dtype))
+                pulled = link.basis.adjoint(grad.to(factor.dtype)).contiguous()
             # `Identity.adjoint` returns the leaf's gradient itself; reusing it is safe, as `leaf.grad` was set to None.
             factor.grad = pulled if factor.grad is None else factor.grad.add_(pulled)
 
@@ -173,6 +177,24 @@ class Factors(MutableMapping[str, Tensor]):
                 factor.grad = None
         for link in self.links:
             link.leaf.grad = None
+
+    @torch.no_grad()
+    def shard(self, mesh: DeviceMesh, successors: Mapping[int, nn.Parameter], teacher: Mapping[str, Tensor]) -> None:
+        """Keep this process's part of every factor and basis from now on, of those that all processes hold alike.
+
+        Args:
+            mesh: The processes, in one dimension.
+            successors: The models' parameters now, by the identity of those before.
+            teacher: The teacher's parameters now, by name.
+        """
+        self.mesh = mesh
+        for name, factor in self._factors.items():
+            self._factors[name] = nn.Parameter(shard(factor.detach(), mesh), requires_grad=factor.requires_grad)
+        for index, link in enumerate(self.links):
+            basis = sharded(link.basis, mesh, teacher.get(link.name))
+            basis.follow(lambda tensor: tensor, lambda tensor: successors.get(id(tensor), tensor))
+            self.links[index] = replace(link, basis=basis, leaf=successors.get(id(link.leaf), link.leaf))
+        self.push(self)
 
     def follow(
         self, fn: Callable[[Tensor], Tensor], successors: Mapping[int, nn.Parameter], dtype: torch.dtype
@@ -202,3 +224,8 @@ class Factors(MutableMapping[str, Tensor]):
         for basis in {id(link.basis): link.basis for link in self.links}.values():
             basis.follow(move, successor)
         self.links = [replace(link, leaf=successors.get(id(link.leaf), link.leaf)) for link in self.links]
+
+
+def _own(value: Tensor) -> Tensor:
+    """A copy for a factor, laid out row by row as its gradients are: fused optimisers read both as plain memory."""
+    return value.detach().clone(memory_format=torch.contiguous_format)

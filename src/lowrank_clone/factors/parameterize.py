@@ -10,12 +10,14 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import InputError
 from ..plan.roles import Plan, Role
 from .bases import Core, Identity, LinearMap, Projected
 from .factors import Factors, Link
 from .links import TARGET
+from .sharded import ShardedCore, ShardedProjected
 
 KINDS = ("projected", "dense", "core")
 # What a matrix of each kind can become with the same deployed weight. The others reach more than projected.
@@ -122,16 +124,22 @@ def _switch(factors: Factors, role: Role, weight: Tensor, kind: str) -> None:
     value = own.basis.generate(factors[own.factor])
     if own.factor == role.name and any(link.factor == role.name and link is not own for link in factors.links):
         factors.rename(role.name, role.name + TARGET)
-    basis = linear_map(role, kind, weight, value.dtype)
+    basis = linear_map(role, kind, weight, value.dtype, factors.mesh)
     factors.replace(role.name, basis.inverse(value), [Link(own.leaf, basis, role.name, role.name)])
 
 
-def linear_map(role: Role, kind: str, weight: Tensor, dtype: torch.dtype) -> LinearMap:
-    """The map that generates the parameter of `role`, whose tensor in the teacher is `weight`, from its factor."""
+def linear_map(
+    role: Role, kind: str, weight: Tensor, dtype: torch.dtype, mesh: DeviceMesh | None = None
+) -> LinearMap:
+    """The map that generates the parameter of `role`, whose tensor in the teacher is `weight`, from its factor.
+
+    Args:
+        mesh: The processes, if factor and parameter are sharded.
+    """
     if kind == "projected":
         assert role.axis is not None
-        return Projected(weight, role.axis)
+        return Projected(weight, role.axis) if mesh is None else ShardedProjected(weight, role.axis, mesh)
     if kind == "core" and role.kind != "bias":
         assert role.axis is not None
-        return Core(weight, role.axis, dtype)
+        return Core(weight, role.axis, dtype) if mesh is None else ShardedCore(weight, role.axis, dtype, mesh)
     return Identity()

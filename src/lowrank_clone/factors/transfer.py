@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..plan.roles import Plan
+from ..shards import shard
 from .factors import Factors
 from .links import TARGET
 from .parameterize import linear_map
@@ -91,11 +92,12 @@ def transfer(
     links = {link.name: link for link in factors.links}
     result = {}
     for factor, (leaf, source) in found.items():
-        value = values[source].to(factors[factor])
+        value = values[source].to(factors[factor].device, factors[factor].dtype)
+        value = value if factors.mesh is None else shard(value, factors.mesh)
         group = plan.roles[leaf.removesuffix(TARGET)].group
         theirs = their_kinds.get(group, "projected")
         if leaf in plan.roles and theirs != kinds.get(group, "projected"):
-            weight = linear_map(plan.roles[leaf], theirs, teacher[leaf], value.dtype).generate(value)
+            weight = linear_map(plan.roles[leaf], theirs, teacher[leaf], value.dtype, factors.mesh).generate(value)
             value = links[leaf].basis.inverse(weight)
         result[factor] = value
     return result

@@ -12,6 +12,7 @@ from torch import distributed as dist
 
 from ..errors import InputError
 from ..plan.roles import TapSpec
+from ..shards import whole
 from .probe import TapRuns
 from .tap_mse import mean_square, tap_mse, write_target
 from .taps import Watch
@@ -97,7 +98,7 @@ class Comparison:
                 f"tap `{tap.name}`: the teacher changed what `{tap.module}` returned in place, which it did not do in "
                 "a trial pass; leave this tap out"
             )
-        through, copies = self._through.get(tap.name), self._runs[tap.name].copies
+        through, copies = self._whole_through(tap), self._runs[tap.name].copies
         valid = self._valid if self._valid is None or copies == 1 else self._valid.repeat(copies)
         call = call_name(tap.name, self._calls[tap.name])
         self._calls[tap.name] += 1
@@ -121,6 +122,12 @@ class Comparison:
             missed = mse.detach() if scale is None else mse.detach() / scale
             pair = torch.stack([missed, square])
             self.relative[tap.name] = self.relative[tap.name] + pair if tap.name in self.relative else pair
+
+    def _whole_through(self, tap: TapSpec) -> tuple[Tensor, Tensor | None] | None:
+        if tap.name not in self._through:
+            return None
+        weight, bias = self._through[tap.name]
+        return whole(weight), None if bias is None else whole(bias)
 
     def _scale(self, call: str, target: Tensor, valid: Tensor | None) -> Tensor | None:
         """What multiplies the MSE of this call of a tap; if anything does, its target's mean square is noted too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,10 +40,10 @@ class Head:
             weight = weight.float()
         return replace(self, weight=weight)
 
-    def moved(self, successors: Mapping[int, Tensor]) -> Head:
-        """The same head with the successors of its parameters, by their identity."""
-        bias = None if self.bias is None else successors.get(id(self.bias), self.bias)
-        return replace(self, weight=successors.get(id(self.weight), self.weight), bias=bias)
+    def of(self, model: PreTrainedModel) -> Head:
+        """The same head with the parameters that the model's has now: engines that shard change them while it runs."""
+        head = model.get_output_embeddings()
+        return replace(self, weight=head.weight, bias=None if self.bias is None else head.bias)
 
     def buffer(self, rows: int, like: Tensor) -> Tensor | None:
         """[rows, V] of the dtype and device of `like` for `logits`, or None where a product makes its own."""

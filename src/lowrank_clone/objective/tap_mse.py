@@ -106,8 +106,9 @@ class TapMSE(torch.autograd.Function):
             ctx.d_factor = None
             if teacher_output is not None and ctx.needs_input_grad[1]:
                 ctx.d_factor = teacher_output.to(difference.dtype).T @ difference
+            if through is not None:  # at once: the weight may be there for a moment only
+                difference = difference @ through[0].to(difference.dtype)
         ctx.difference = difference if ctx.needs_input_grad[0] else None
-        ctx.through = through
         ctx.factor_dtype = None if factor is None else factor.dtype
         ctx.coefficient = (2 / elements) * (1.0 if scale is None else scale)
         return mse
@@ -122,8 +123,6 @@ class TapMSE(torch.autograd.Function):
         coefficient = ctx.coefficient * mse
         if difference is not None:
             difference.mul_(coefficient.to(difference.dtype))
-            if ctx.through is not None:
-                difference = difference @ ctx.through[0].to(difference.dtype)
         if d_factor is not None:
             d_factor = d_factor.mul_(-coefficient.to(d_factor.dtype)).to(ctx.factor_dtype)
         return difference, d_factor, *(None,) * 7

@@ -9,7 +9,9 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..errors import InputError
+from ..ranges import check_choice
 from .arguments_trial import try_arguments
+from .engines import take_engine
 from .options import check_option
 from .ranges import RANGES
 
@@ -33,9 +35,11 @@ class CloneArguments(TrainingArguments):
     muon: bool = field(default=False, metadata={"help": "Matrices with Muon, the rest with AdamW (`MuonAdamW`)."})
     muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon."})
     save_minutes: float = field(default=15.0, metadata={"help": "Save when so long nothing was saved; 0 is never."})
+    teacher_sharding: str = field(default="none", metadata={"help": "none, or fsdp: sharded too, under FSDP2."})
     adam_beta2: float = field(default=0.999, metadata={"help": "As published (LRC, arXiv 2505.12781, appendix)."})
 
     def __post_init__(self) -> None:
+        self.engine = take_engine()
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             default: Any = spec.default
@@ -52,6 +56,12 @@ class CloneArguments(TrainingArguments):
         if self.ddp_backend is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise InputError(
                 f"training.ddp_backend: got {self.ddp_backend} in one process; start several with torchrun"
+            )
+        check_choice("training.teacher_sharding", self.teacher_sharding, ("none", "fsdp"))
+        if self.teacher_sharding == "fsdp" and self.engine.name == "ddp":
+            raise InputError(
+                "training.teacher_sharding: got fsdp under DDP, expected none; start with `lrc train RECIPE --launch "
+                "fsdp2`, which shards the student and its factors too"
             )
         if self.greater_is_better is None:  # transformers takes whatever is not called a loss for a score
             self.greater_is_better = False

@@ -34,14 +34,14 @@ WITHOUT_KWARGS = ("constant", "constant_with_warmup")
 SAMPLING = ("random", "sequential", "group_by_length")
 LOSSES = ("loss", "lm", "kl", "clone", "perplexity")
 """What an evaluation measures, each under `eval_NAME`, or `eval_SET_NAME` where there are several sets."""
+INSTEAD = "a clone is trained by DDP or FSDP2 (lrc train RECIPE --launch fsdp2 --processes N)"
 # What `accelerate launch` asks for by these variables beside its own devices and processes.
 LAUNCHER = {
     "ACCELERATE_MIXED_PRECISION": "the student's precision is `student.dtype`",
     "ACCELERATE_DYNAMO_BACKEND": "compile with method.compile (CloneModel.compile_layers)",
-    "ACCELERATE_USE_FSDP": "sharded factors are not supported yet",
-    "ACCELERATE_USE_DEEPSPEED": "sharded factors are not supported yet",
-    "ACCELERATE_USE_MEGATRON_LM": "sharded factors are not supported yet",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "sharded factors are not supported yet",
+    "ACCELERATE_USE_DEEPSPEED": INSTEAD,
+    "ACCELERATE_USE_MEGATRON_LM": INSTEAD,
+    "ACCELERATE_USE_PARALLELISM_CONFIG": INSTEAD,
 }
 
 

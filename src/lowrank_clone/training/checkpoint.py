@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -39,10 +39,15 @@ def save_clone(clone: CloneModel, folder: Path) -> None:
     seal(folder)
 
 
-def write_clone(clone: CloneModel, folder: Path) -> None:
-    """`save_clone` without the manifest, for a checkpoint that is not complete with it."""
+def write_clone(clone: CloneModel, folder: Path, factors: Mapping[str, Tensor] | None = None) -> None:
+    """`save_clone` without the manifest, for a checkpoint that is not complete with it.
+
+    Args:
+        factors: The factors as a whole, where the clone holds parts of them only.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"factor:{name}": value for name, value in clone.factors.state_dict().items()}
+    factors = clone.factors.state_dict() if factors is None else factors
+    tensors = {f"factor:{name}": value for name, value in factors.items()}
     if clone.target_squares is not None:
         tensors |= {f"target_squares:{name}": value for name, value in clone.target_squares.state_dict().items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / FACTORS_FILE)

@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..shards import own_part
+
 # Numbers that are summed at a time: their int64 copies stay in a core's cache.
 CHUNK = 1 << 16
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], str]] = WeakKeyDictionary()
@@ -23,7 +25,7 @@ def digest_of(model: nn.Module) -> str:
     the same digest. The sums leave the device together; the digest is kept until a tensor is written to.
     """
     tensors = model.state_dict(keep_vars=True)
-    state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
+    state = _state(model)
     known = _KNOWN.get(model)
     if known is None or known[0] != state:
         weights = _weights()
@@ -33,6 +35,16 @@ def digest_of(model: nn.Module) -> str:
             digest.update(f"{name} {list(tensors[name].shape)}\n".encode())
         known = _KNOWN[model] = (state, digest.hexdigest())
     return known[1]
+
+
+def note_digest(model: nn.Module, digest: str) -> None:
+    """Say what the digest of a model is whose tensors this process holds in parts only."""
+    _KNOWN[model] = (_state(model), digest)
+
+
+def _state(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    tensors = [own_part(tensor.detach()) for tensor in model.state_dict(keep_vars=True).values()]
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
 
 def _sums(tensor: Tensor, weights: Tensor) -> Tensor:

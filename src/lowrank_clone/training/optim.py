@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..factors.factors import Factors
+from .muon import step_muon
 
 
 class MuonAdamW(Optimizer):
-    """torch's Muon for parameters with two axes, torch's AdamW for all others, as one optimiser.
+    """Muon (`muon.py`) for parameters with two axes, torch's AdamW for all others, as one optimiser.
 
     Adam moves every element by about the learning rate, so its first steps are sign matrices, whose largest singular
     value is up to sqrt(rows x columns) learning rates. Along a teacher's massive activations that throws a calibrated
@@ -46,23 +47,18 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both. The inner optimisers hold nothing: their state is this one's."""
+        """One step of both. What AdamW keeps is in this one's state."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             shared = {"lr": group["lr"], "weight_decay": group["weight_decay"]}
-            inner: list[Optimizer] = []
-            if matrices := [p for p in group["params"] if p.ndim == 2]:
-                inner.append(
-                    torch.optim.Muon(matrices, momentum=group["momentum"], adjust_lr_fn="match_rms_adamw", **shared)
-                )
+            step_muon([p for p in group["params"] if p.ndim == 2], self.state, momentum=group["momentum"], **shared)
             if others := [p for p in group["params"] if p.ndim != 2]:
-                inner.append(torch.optim.AdamW(others, betas=group["betas"], eps=group["eps"], **shared))
-            for optimizer in inner:
-                optimizer.state = self.state
-                optimizer.step()
+                adamw = torch.optim.AdamW(others, betas=group["betas"], eps=group["eps"], **shared)
+                adamw.state = self.state
+                adamw.step()
         return loss
 
 

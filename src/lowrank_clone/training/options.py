@@ -18,7 +18,10 @@ _LOSSES = "a clone is evaluated by its losses, and the logits of a batch never e
 _PREDICTIONS = f"{_LOSSES}, so there are no predictions to collect"
 _HUB = "nothing is uploaded while a run goes; upload the finished student with `hf upload NAME FOLDER/student`"
 _COMPILE = "compile with method.compile (CloneModel.compile_layers), layer by layer, so that taps stay readable"
-_SHARDING = "sharded factors are not supported yet; use one process or DDP (torchrun)"
+_SHARDING = (
+    "the launcher says how processes train together: `lrc train RECIPE --launch ddp` or `--launch fsdp2`, or "
+    "`accelerate launch` with one of recipes/accelerate/*.yaml"
+)
 _PRECISION = (
     "the student's precision is `student.dtype` (CloneModel(dtype=torch.bfloat16)), its factors are float32 in any case"
 )
@@ -50,8 +53,7 @@ OPTIONS: dict[str, str | None] = {
     "muon": None,
     "muon_momentum": None,
     # The loss
-    "average_tokens_across_devices": "a clone's terms are means over all tokens of a step, whatever the number of "
-    "processes",
+    "average_tokens_across_devices": None,  # means over all tokens of a step, whatever it says
     "label_smoothing_factor": "the loss is the clone's own; its KL to the teacher softens targets (method.temperature)",
     "neftune_noise_alpha": "noise on embeddings would be in the student's taps and not in the teacher's",
     # Precision, memory, speed
@@ -148,6 +150,7 @@ OPTIONS: dict[str, str | None] = {
     "ddp_static_graph": None,
     "ddp_backend": None,
     "ddp_timeout": None,
+    "teacher_sharding": None,
     "fsdp": _SHARDING,
     "fsdp_config": _SHARDING,
     "deepspeed": _SHARDING,

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from transformers import Trainer, TrainerCallback
 
+from .fully_sharded import is_sharded, share_factors
 from .trainer_inputs import check_optimizer
 
 
@@ -25,12 +25,10 @@ class InStep(TrainerCallback):
     @torch.no_grad()
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the optimiser that will be stepped, whoever made it, and share the factors."""
-        factors = self._trainer.clone.factors
-        check_optimizer(self._trainer.optimizer, factors)
-        if args.world_size > 1:
-            for factor in factors.parameters():
-                dist.broadcast(factor.data, src=0)
-            factors.push()
+        clone = self._trainer.clone
+        check_optimizer(self._trainer.optimizer, clone.factors)
+        if args.world_size > 1 and not is_sharded(clone):  # those were shared before
+            share_factors(clone)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Share the loss since the last log, of which Trainer would report the first process's own part."""

@@ -31,13 +31,20 @@ class Progress(TrainerCallback):
         """Begin to show the steps."""
         self._begin = (state.num_input_tokens_seen, time.monotonic())
         shown = self._shows_steps and state.is_world_process_zero
-        if state.is_world_process_zero and args.world_size > 1:
-            rows = args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
-            tqdm.write(f"{args.world_size} processes, {rows} sequences a step")
+        if state.is_world_process_zero:
+            tqdm.write(self._world(args))
         done = state.global_step
         self._meter = self._shown.enter_context(
             progress(state.max_steps, "training", "step", initial=done, shown=shown)
         )
+
+    @staticmethod
+    def _world(args: Any) -> str:
+        rows = args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        engine = {"none": "1 process", "ddp": f"{args.world_size} processes (DDP)"}.get(
+            args.engine.name, f"{args.world_size} processes (FSDP2, teacher sharding: {args.teacher_sharding})"
+        )
+        return f"{engine}, {rows} sequences a step"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step more."""

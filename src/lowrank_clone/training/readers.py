@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
@@ -25,15 +26,17 @@ def save_for_readers(
     folder: str | Path,
     tokenizer: Any = None,
     teacher: PretrainedConfig | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a student and its tokenizer into `folder`, as `save_pretrained` does, for older readers too.
 
     Args:
         tokenizer: Or any other processing class that has `save_pretrained`.
         teacher: The config whose values are written where a Trainer put its own into the student's.
+        weights: The student's state where it holds parts of it only.
     """
     folder = Path(folder)
-    student.save_pretrained(folder)
+    student.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     theirs = {} if teacher is None else teacher.to_dict()
     config |= {name: theirs[name] for name in _TRAINERS if name in theirs}
