@@ -264,7 +264,8 @@ class CloneModel(FactoredModule):
 
     def follow(self, successors: Successors) -> None:
         """Go where the parameters went."""
-        self._teacher_head, self._student_head = self._teacher_head.of(self.teacher), self._student_head.of(self.student)
+        self._teacher_head = self._teacher_head.of(self.teacher)
+        self._student_head = self._student_head.of(self.student)
         self._through = {tap.name: linear_of(self.teacher, tap) for tap in self.taps if tap.name in self._through}
         if self.target_squares is not None:
             self.target_squares.to(self.student.device)

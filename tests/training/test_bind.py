@@ -302,8 +302,12 @@ def together(ps: list[Any]) -> MuonAdamW:
 
 
 def test_muon_adamw_is_torch_s_muon_and_torch_s_adamw() -> None:
-    for ours, theirs in zip(run_muon(lambda ps: [together(ps)]), run_muon(separately), strict=True):
-        assert torch.equal(ours, theirs)
+    starts = parameters_and_gradients(4)[0]
+    for start, ours, theirs in zip(starts, run_muon(lambda ps: [together(ps)]), run_muon(separately), strict=True):
+        if ours.ndim == 2:  # torch's steps are rounded to bfloat16
+            assert relative_error(ours - start.detach(), theirs - start.detach()) < 2e-2
+        else:
+            assert torch.equal(ours, theirs)
 
 
 def test_muon_adamw_goes_on_from_its_state_dict() -> None:

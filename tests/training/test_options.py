@@ -40,7 +40,6 @@ def test_every_argument_of_trainer_is_sorted_in() -> None:
 SET: dict[str, Any] = {
     "auto_find_batch_size": True,
     "optim_target_modules": ["q_proj"],
-    "average_tokens_across_devices": False,
     "label_smoothing_factor": 0.1,
     "neftune_noise_alpha": 5.0,
     "bf16": True,
@@ -250,7 +249,9 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path, monkeypatch: py
         arguments(tmp_path)
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP", "ACCELERATE_DYNAMO_BACKEND"])
+@pytest.mark.parametrize(
+    "variable", ["ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_DYNAMO_BACKEND"]
+)
 def test_what_a_launcher_asks_for_is_refused_too(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,3 +170,17 @@ def test_a_step_after_a_switch_without_refresh_is_refused() -> None:
         optimizer.step()
     with pytest.raises(InputError, match="not bound"):
         refresh(SGD(clone.factors.parameters(), lr=1e-2), clone.factors)
+
+
+@pytest.mark.parametrize("kind", ["dense", "core"])
+def test_a_fused_optimiser_steps_what_was_switched_as_another_does(kind: str) -> None:
+    """A fused AdamW reads factor and gradient as plain memory, whatever their strides say."""
+    found = []
+    for fused in (False, True):
+        clone = CloneModel(tiny_model("llama"), 16, factor_std=0.2, parameterization={"attention": kind, "ffn": kind})
+        optimizer = bind(AdamW(clone.factors.parameters(), lr=1e-2, fused=fused), clone.factors)
+        clone(batch()).loss.backward()
+        optimizer.step()
+        found.append(clone.factors.state_dict())
+    for name, factor in found[0].items():
+        torch.testing.assert_close(found[1][name], factor, msg=name)

@@ -122,7 +122,9 @@ class Factors(MutableMapping[str, Tensor]):
             if tuple(value.shape) != expected:
                 raise InputError(f"factor `{name}`: got shape {list(value.shape)}, expected {list(expected)}")
         for name, value in values.items():
-            self._factors[name].copy_(value if self.mesh is None else shard(value.to(self._factors[name].device), self.mesh))
+            self._factors[name].copy_(
+                value if self.mesh is None else shard(value.to(self._factors[name].device), self.mesh)
+            )
         self.push(values)
 
     @torch.no_grad()

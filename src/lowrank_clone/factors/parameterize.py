@@ -128,9 +128,7 @@ def _switch(factors: Factors, role: Role, weight: Tensor, kind: str) -> None:
     factors.replace(role.name, basis.inverse(value), [Link(own.leaf, basis, role.name, role.name)])
 
 
-def linear_map(
-    role: Role, kind: str, weight: Tensor, dtype: torch.dtype, mesh: DeviceMesh | None = None
-) -> LinearMap:
+def linear_map(role: Role, kind: str, weight: Tensor, dtype: torch.dtype, mesh: DeviceMesh | None = None) -> LinearMap:
     """The map that generates the parameter of `role`, whose tensor in the teacher is `weight`, from its factor.
 
     Args:

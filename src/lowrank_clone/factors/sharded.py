@@ -1,6 +1,6 @@
-"""Push and pull where several processes hold a part of everything: factors, leaves and bases, split along the first axis.
+"""Push and pull where several processes hold a part of every factor, leaf and basis.
 
-Tensors are PyTorch's DTensors, `Shard(0)` on a mesh of one dimension. With r the rows of one process:
+Tensors are PyTorch's DTensors, split along their first axis over a mesh of one dimension. With r one process's rows:
 
     read    W[r] = B[r] Z               Z is gathered
             Z.grad = sum B[r]^T G[r]    summed and scattered

@@ -39,7 +39,6 @@ INSTEAD = "a clone is trained by DDP or FSDP2 (lrc train RECIPE --launch fsdp2 -
 LAUNCHER = {
     "ACCELERATE_MIXED_PRECISION": "the student's precision is `student.dtype`",
     "ACCELERATE_DYNAMO_BACKEND": "compile with method.compile (CloneModel.compile_layers)",
-    "ACCELERATE_USE_DEEPSPEED": INSTEAD,
     "ACCELERATE_USE_MEGATRON_LM": INSTEAD,
     "ACCELERATE_USE_PARALLELISM_CONFIG": INSTEAD,
 }

@@ -1,6 +1,6 @@
 """How several processes were started to train one clone, and what of their launcher's wishes there is here.
 
-`accelerate launch` says by environment variables what it wants of `accelerate`. DDP is accelerate's own affair. FSDP2 is
+`accelerate launch` says by environment variables what it wants of `accelerate`. DDP is accelerate's affair. FSDP2 is
 not: accelerate would shard an optimiser's parameters with those of the model, and a clone's optimiser holds factors,
 which are no part of it. So `take_engine` takes the wish for FSDP2 out of the environment, where accelerate, and
 transformers when it loads a teacher, would act on it, and `fully_sharded.py` does what it asks for.
@@ -40,6 +40,12 @@ def take_engine(environ: MutableMapping[str, str] = os.environ) -> Engine:
     Raises:
         InputError: It asks for something of FSDP that there is not for a clone.
     """
+    if _true(environ.get("ACCELERATE_USE_DEEPSPEED", "")):
+        raise InputError(
+            "the launcher asks for DeepSpeed, expected DDP or FSDP2; its optimisers partition the model's own "
+            "parameters, and a clone's are factors beside it; FSDP2 shards those, their optimiser's state and the "
+            "gradients, as ZeRO-2 would: `lrc train RECIPE --launch fsdp2`"
+        )
     if _true(environ.pop(ASKS_FOR_FSDP, "")):
         environ[TAKEN] = str(_checked_plugin().reshard_after_forward).lower()
     if int(environ.get("WORLD_SIZE", "1")) == 1:

@@ -84,6 +84,8 @@ def follow_shards(optimizer: Optimizer, clone: CloneModel) -> None:
 def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Tensors gathered one by one onto the CPU; every process has to call. Shared ones stay shared.
 
+    Tensors that are whole already stay where they are.
+
     Args:
         keep: Whether this process is one that wants them; others get nothing.
     """
@@ -91,7 +93,7 @@ def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor
     for tensor in tensors.values():
         if id(tensor) not in found:
             gathered = whole(tensor.detach())
-            found[id(tensor)] = gathered.cpu() if keep else None
+            found[id(tensor)] = None if not keep else gathered.cpu() if isinstance(tensor, DTensor) else gathered
     gathered_by_name = {name: found[id(tensor)] for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in gathered_by_name.items() if tensor is not None}
 

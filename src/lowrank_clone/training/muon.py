@@ -1,7 +1,8 @@
 """The step of Muon, of whole matrices and of those that are sharded over processes.
 
     buffer <- momentum buffer + (1 - momentum) grad
-    matrix <- (1 - lr weight_decay) matrix - 0.2 sqrt(max(rows, columns)) lr orthogonal((1 - momentum) grad + momentum buffer)
+    update <- (1 - momentum) grad + momentum buffer
+    matrix <- (1 - lr weight_decay) matrix - lr 0.2 sqrt(max(rows, columns)) orthogonal(update)
 
 `orthogonal` is five Newton-Schulz steps with the usual coefficients (Muon, kellerjordan.github.io/posts/muon), which
 bring singular values near 1. `torch.optim.Muon` takes them in bfloat16, whose rounding makes factors of equal runs

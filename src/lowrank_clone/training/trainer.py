@@ -11,24 +11,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from ..errors import InputError, NonFiniteLoss
 from ..model import CloneModel
 from ..shards import whole
-from .arguments import CloneArguments
-from .checkpoint import load_clone, readable, resume_clone, write_clone
+from .checkpoint import load_clone, readable, resume_clone
 from .checksums import written_whole
+from .engine_trainer import EngineTrainer
 from .evaluation import evaluate_set, non_finite, terms_of
-from .fully_sharded import follow_shards, is_sharded, shard_clone, take_whole_states, whole_state, whole_tensors
 from .last_checkpoint import last_checkpoint
 from .optim import is_bound, refresh
 from .order import DataHash, ShuffledRows, hash_of, shuffled_rows
 from .processes import InStep, add_up
 from .progress import Progress
-from .readers import save_for_readers
 from .saving import TimedCheckpoints, follow_schedule, rotate
 from .step import StepReader
 from .trainer_inputs import check_optimizer, taken
@@ -37,7 +34,7 @@ from .warmup import without_idle_step
 logger = logging.getLogger(__name__)
 
 
-class CloneTrainer(Trainer):
+class CloneTrainer(EngineTrainer):
     """Train a `CloneModel`. Everything that `Trainer` does stays Trainer's, but for these points:
 
     * the optimiser holds the factors (`optim.bind`), and the gradient norm is theirs;
@@ -61,9 +58,6 @@ class CloneTrainer(Trainer):
         NonFiniteLoss: While training, after saving the last good state.
     """
 
-    model: CloneModel
-    args: CloneArguments
-
     def __init__(self, *positional: Any, **named: Any) -> None:
         given = taken(positional, named)
         self.clone: CloneModel = given["model"]
@@ -75,8 +69,7 @@ class CloneTrainer(Trainer):
         except (ValueError, TypeError) as error:
             raise InputError(f"CloneTrainer: {' '.join(str(error).split())}") from error
         self.clone.config.use_cache = use_cache  # Trainer sets it for a run; it would be saved with the student
-        if self.args.engine.name == "fsdp2":
-            self._shard()
+        self._shard_where_asked()
         self._terms: dict[str, Tensor] = {}
         self._rows: ShuffledRows | None = None
         self._term_steps = self._step_tokens = 0
@@ -105,23 +98,13 @@ class CloneTrainer(Trainer):
             self._forget_step()
             raise
 
-    def _shard(self) -> None:
-        """Shard the clone over the processes, once, and keep accelerate from wrapping it in an engine of its own."""
-        if not is_sharded(self.clone):
-            sharding = self.args.teacher_sharding == "fsdp"
-            shard_clone(self.clone, sharding, self.args.engine.reshard_after_forward)
-        vars(self.clone)["_is_accelerate_prepared"] = True
-        if self.optimizer is not None:
-            follow_shards(self.optimizer, self.clone)
-
     # What is optimised ---------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimiser, over the factors."""
         optimizer = super().create_optimizer(self.clone.factors)
         check_optimizer(optimizer, self.clone.factors)
-        if is_sharded(self.clone):
-            take_whole_states(optimizer)
+        self._take_whole_states(optimizer)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -211,8 +194,7 @@ class CloneTrainer(Trainer):
     ) -> Any:
         """Trainer's, with every term of the loss added up on the device until it is logged."""
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if not self.args.average_tokens_across_devices:  # engines average gradients over processes; counts are of all
-            loss = loss * self.args.world_size
+        loss = self._of_all_processes(loss)
         for name, value in terms_of(output, taps=self.args.log_taps).items():
             self._terms[name] = self._terms[name] + value if name in self._terms else value
         return (loss, output) if return_outputs else loss
@@ -261,24 +243,6 @@ class CloneTrainer(Trainer):
 
     # What is saved -------------------------------------------------------------------------------------------------
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the student, a plain `transformers` checkpoint; inside checkpoints, the factors."""
-        folder = Path(output_dir or self._run_dir())
-        saves = self.args.should_save
-        if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            factors = whole_tensors(self.clone.factors.state_dict(), keep=saves)
-            if saves:
-                write_clone(self.clone, folder, factors)
-            return
-        weights = whole_tensors(self.clone.student.state_dict(keep_vars=True), keep=saves)
-        if saves:
-            teacher = self.clone.teacher.config
-            save_for_readers(self.clone.student, folder, self.processing_class, teacher, weights)
-
-    def _run_dir(self) -> Path:
-        assert self.args.output_dir is not None
-        return Path(self.args.output_dir)
-
     def _checkpoint_dir(self) -> Path:
         return self._run_dir() / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
@@ -309,10 +273,6 @@ class CloneTrainer(Trainer):
         with readable(str(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
         follow_schedule(self.lr_scheduler)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with whole_state(self.optimizer, keep=self.args.should_save):
-            super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with readable(str(checkpoint)):
