@@ -118,7 +118,7 @@ def test_what_is_there_is_used_again(lines: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "change", [{"special_tokens": "parse"}, {"max_documents": 7}, {"filter": {"text": {"in": ["a"]}}}]
+    "change", [{"special_tokens": "parse"}, {"max_documents": 7}, {"filter": {"text": {"min": "b"}}}]
 )
 def test_what_decides_ids_makes_other_shards(lines: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     assert make(lines, tmp_path).folder != make(lines, tmp_path, **change).folder
