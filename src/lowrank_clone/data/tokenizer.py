@@ -22,7 +22,7 @@ _PROBE = "The 1st naïve café: 3.14 ≈ π;\n\tdef f(x):  return x**2\r\n東京
 
 
 def check_tokenizer(config: DataConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Refuse a tokenizer that can't end documents, has ids beyond the model's, or lacks a template that is needed.
+    """Refuse a tokenizer that can't end documents, has ids beyond the model's, or no template that the chats need.
 
     Raises:
         InputError: In one line that says how to mend it.
@@ -30,12 +30,15 @@ def check_tokenizer(config: DataConfig, tokenizer: PreTrainedTokenizerBase, voca
     if tokenizer.eos_token_id is None:
         raise InputError("teacher.model: the tokenizer has no eos token; expected one, which ends documents")
     for key, source in keyed_sources(config):
-        if source.chat_column and not tokenizer.chat_template:
+        if source.chat_column and chat_template(tokenizer) is None:
             raise InputError(
                 f"{key}.chat_column: is set but the tokenizer has no chat template; expected one; use text_column, or "
                 "give the tokenizer a template"
             )
     check_ids(np.array([tokenizer.eos_token_id, *bos_ids(tokenizer)]), tokenizer, vocab_size)
+    from .trial import try_templates
+
+    try_templates(config, tokenizer, vocab_size)
 
 
 def check_ids(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
