@@ -29,9 +29,10 @@ class SourceConfig:
     """One source of documents."""
 
     path: str
-    """File (.txt, .md, .jsonl, .json, .parquet; each also as .gz or .zst), folder or glob of these, or Hub name. A
-    .json holds one object per line or one array of objects. In folders and globs, files of other kinds are left out,
-    and hidden ones are never looked at."""
+    """File (.txt, .md, .jsonl or .json, each also as .gz or .zst, or .parquet), folder or glob of these, or Hub name. A
+    .json holds one object per line or one array of objects. In folders and globs, files of other kinds, those about
+    the texts (README.md, LICENSE.txt) and folders that are only linked to are left out and named; hidden ones are never
+    looked at."""
     name: str | None = None
     """Configuration of a Hub dataset."""
     split: str = "train"
