@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from lowrank_clone.data import make_shards as making
 from lowrank_clone.data.config import DataConfig
 from lowrank_clone.data.make_shards import make_shards
 from lowrank_clone.data.readers import parts as cutting
+from lowrank_clone.data.readers.documents import Document, HubPiece, Part
+from lowrank_clone.data.readers.hub import HubInfo
 from lowrank_clone.data.sharding import job as jobs
-from lowrank_clone.data.sharding import parts
+from lowrank_clone.data.sharding import meter, parts
 from lowrank_clone.data.shards import TokenSource
 from lowrank_clone.errors import InputError
 
@@ -205,6 +209,14 @@ def test_a_full_disk(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert contents(make(lines, tmp_path).folder) == contents(make(lines, tmp_path / "fresh").folder)
 
 
+def test_a_disk_that_is_too_small(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"will take about 0.0 GB, and 0.0 GB are free; free some space there"):
+        make(lines, tmp_path)
+    monkeypatch.setattr(meter.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
+    assert make(lines, tmp_path).documents == 60
+
+
 def test_a_folder_that_cannot_be_made(lines: Path, tmp_path: Path) -> None:
     (tmp_path / "shards").write_text("a file")
     with pytest.raises(InputError, match=r"the shards in .* can't be written \(Not a directory"):
@@ -231,3 +243,75 @@ def test_a_source_that_keeps_no_document_is_refused(lines: Path, tmp_path: Path)
         make(lines, tmp_path, filter={"n": {"min": 2}})
     assert str(caught.value).startswith(f"data.sources.0.path: `{lines}` holds no text (")
     assert "30 rows left out: filter n" in str(caught.value) and "10 rows left out: blank" in str(caught.value)
+
+
+def test_a_hub_dataset_is_read_no_further_than_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three files of 40 documents of 10 tokens; of each a third of what is wanted is read."""
+    pieces = [Part((HubPiece("some/dataset", i, i + 1, 3, "c0ffee"),), 0) for i in range(3)]
+    given: list[int] = []
+
+    def read(part: Part, *_: Any) -> Iterator[Document]:
+        for i in range(40):
+            given.append(part.pieces[0].start)
+            yield Document(text=f"{part.pieces[0].start} text {i:02}")
+
+    monkeypatch.setattr(jobs, "split_source", lambda source: pieces)
+    monkeypatch.setattr(jobs, "hub_info", lambda source: HubInfo("c0ffee", "odc-by"))
+    monkeypatch.setattr(parts, "read_documents", read)
+    monkeypatch.setattr(parts, "_BATCH", 4)
+    config = DataConfig(sources=[{"path": "some/dataset", "revision": "main"}], shards=str(tmp_path))
+    sources = [("data.sources.0", config.sources[0])]
+    source = make_shards(sources, config, tiny_tokenizer(), 258, needed={"data.sources.0": 300}, workers=1)[0]
+    assert [shard.documents for shard in source.manifest.shards] == [10, 10, 10] and source.tokens == 300
+    assert len(given) == 3 * 12 and not source.manifest.complete  # whole batches
+    assert (source.manifest.revision, source.manifest.licence) == ("c0ffee", "odc-by")
+    assert source.folder.name.startswith("some-dataset-")
+    again = make_shards(sources, config, tiny_tokenizer(), 258, needed={"data.sources.0": 300}, workers=1)[0]
+    assert again.digest == source.digest and len(given) == 36
+    whole = make_shards(sources, config, tiny_tokenizer(), 258, workers=1)[0]
+    assert whole.documents == 120 and whole.manifest.complete and whole.folder != source.folder
+
+
+def test_masks_go_with_their_tokens(folder: Path, tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "answer " * i}] for i in range(9)]
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    tokenizer = tiny_tokenizer(chat=True)
+    source = make(folder, tmp_path, tokenizer=tokenizer, chat_column="messages", loss_on="assistant")
+    stream, masked = source.read(0, source.tokens), source.masked(0, source.tokens)
+    learned = bytes(stream[~masked & (stream < 256)].tolist())
+    alphabet = {token: i for token, i in tokenizer.get_vocab().items() if i < 256}
+    expected = "".join("answer " * i for i in range(9)).replace(" ", "Ġ")
+    assert bytes(alphabet[letter] for letter in expected) in learned.replace(bytes([alphabet["Ċ"]]), b"")
+    assert masked.any() and not masked.all()
+    plain = make(folder, tmp_path, tokenizer=tokenizer, chat_column="messages")
+    assert plain.folder != source.folder and not plain.masked(0, plain.tokens).any()
+    np.testing.assert_array_equal(plain.read(0, plain.tokens), stream)
+
+
+@pytest.mark.parametrize("name", ["a::b", "s3:~", "[x]*", "ü \n%s", "-"])
+def test_folders_with_odd_names(folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "a.txt").write_text("text")
+    source = make(folder / name, tmp_path / name)
+    assert source.documents == 1 and source.folder.parent == tmp_path / name / "shards"
+
+
+def test_shards_that_may_only_be_read(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_DOUBT", 0)
+    time.sleep(0.02)
+    first = make(lines, tmp_path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("read only")
+
+    for owner, method in ((Path, "write_text"), (Path, "unlink"), (Path, "mkdir"), (os, "replace")):
+        monkeypatch.setattr(owner, method, refuse)
+    assert make(lines, tmp_path).digest == first.digest
+
+
+def test_many_tiny_documents(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "split_source", cutting.split_source)
+    (folder / "a.jsonl").write_text("\n".join(f'{{"text": "{i}"}}' for i in range(30_000)))
+    source = make(folder, tmp_path)
+    assert source.documents == 30_000 and len(source.manifest.shards) == 1
+    assert source.ends()[-1] == source.tokens == sum(len(str(i)) + 1 for i in range(30_000))

@@ -19,8 +19,8 @@ from .sharding import slurm
 from .sharding.job import SourceJob, check_tokenizer_of_shards, make_job
 from .sharding.local import run_local
 from .sharding.locking import locked
-from .sharding.meter import token_meter
-from .sharding.parts import finish_source, make_shard
+from .sharding.meter import check_space, token_meter
+from .sharding.parts import finish_source, make_shard, remove_drafts
 from .sharding.records import MANIFEST_FILE
 from .sharding.state import look_at
 from .sharding.tasks import Work
@@ -179,6 +179,7 @@ def _make(
             todo += [(index, part) for part in state.todo if chosen(part)]
         began = time.time_ns()
         if todo:
+            check_space(Work(tuple(pending), tuple(todo)))
             run(Work(tuple(pending), tuple(todo)), pending[0].folder / f".run{suffix}")
         for job in pending:
             finish_source(job, tidy=not suffix)
@@ -199,6 +200,8 @@ def _run(work: Work, folder: Path, workers: int | None, shown: bool) -> None:
                 run_local(work, folder, workers, meter.look)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+                for job, part in work.todo:
+                    remove_drafts(work.jobs[job], part)  # of workers that were stopped
         meter.end()
 
 

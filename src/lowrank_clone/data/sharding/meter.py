@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ...errors import InputError
 from ...progress import Meter, progress
 from .job import SourceJob
 from .records import read_record
@@ -18,6 +20,22 @@ from .tasks import Work
 _PACKED = {".gz": 0.75, ".zst": 0.75, ".parquet": 0.5}
 _PLAIN = 0.25
 _DRAFT = re.compile(r"\.(\d{5,})-.*")
+
+
+def check_space(work: Work) -> None:
+    """Refuse work that would fill the disk, before it begins.
+
+    Raises:
+        InputError: Less is free than half of what the shards will take, about.
+    """
+    folder = work.jobs[0].folder
+    wanted = sum(_guess(work.jobs[i], part) * work.jobs[i].empty.token_bytes for i, part in work.todo)
+    free = shutil.disk_usage(folder).free
+    if wanted / 2 > free:
+        raise InputError(
+            f"the shards in {folder.parent} will take about {wanted / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; "
+            "free some space there, or set data.shards to another folder"
+        )
 
 
 @contextmanager

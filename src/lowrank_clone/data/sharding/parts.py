@@ -91,6 +91,12 @@ def finish_source(job: SourceJob, *, tidy: bool) -> None:
         job.manifest(records).write(job.folder)
 
 
+def remove_drafts(job: SourceJob, index: int) -> None:
+    """Remove what is there of a shard that was begun and is not finished."""
+    for draft in job.folder.glob(f".{job.name(index)}-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def make_shard(job: SourceJob, index: int, tell: Callable[[int], None] = lambda _: None) -> bool:
     """Make the shard of a part, unless it is there and fits.
 
@@ -107,8 +113,7 @@ def make_shard(job: SourceJob, index: int, tell: Callable[[int], None] = lambda 
         if _kept(job, index):
             return False
         part, name = job.parts[index], job.name(index)
-        for draft in job.folder.glob(f".{name}-*"):
-            shutil.rmtree(draft, ignore_errors=True)
+        remove_drafts(job, index)
         with _reading():
             before, content = stamps_of(part), content_of(part)
         with _writing(job):
