@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import xxhash
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .config import SourceConfig
+from .long_texts import SEGMENT, segments
 from .render import Rendered, Renderer
 from .tokenizer import bos_ids, check_ids, is_plain, special_names
 
@@ -131,9 +134,15 @@ class Tokeniser:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = not self._special
-        call = backend.encode_batch if self._spans else backend.encode_batch_fast  # the fast one knows no characters
-        for encoding in call(texts, add_special_tokens=False):
-            yield np.array(encoding.ids, np.int64), np.array(encoding.offsets) if self._spans else None
+        if self._spans:
+            for encoding in backend.encode_batch(texts, add_special_tokens=False):
+                yield np.array(encoding.ids, np.int64), np.array(encoding.offsets)
+        elif len(texts) == 1 and len(texts[0]) > 2 * SEGMENT:
+            parts = segments(texts[0], partial(_ids, backend))
+            yield np.concatenate([np.array(next(_ids(backend, [part])), np.int64) for part in parts]), None
+        else:
+            for ids in _ids(backend, texts):
+                yield np.array(ids, np.int64), None
 
     def _encoded(self, text: Rendered, ids: np.ndarray, places: np.ndarray | None, place: object) -> Encoded:
         assert text.text is not None
@@ -180,6 +189,11 @@ class Tokeniser:
             if token is not None and token != self._tokenizer.unk_token_id and (ids == token).any():
                 return name
         return None
+
+
+def _ids(backend: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
+    """Ids of each text, from the call that keeps no places of tokens in it and is faster for that."""
+    return (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
 
 
 def refusal(place: object, reason: str) -> str:
