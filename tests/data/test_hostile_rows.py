@@ -355,6 +355,20 @@ def test_a_table_s_text_that_is_not_utf8_is_one_bad_row(folder: Path) -> None:
         assert "a.parquet row 1: not UTF-8 (" in documents[1].error
 
 
+def test_a_table_whose_columns_have_broken_names(folder: Path) -> None:
+    path = table(folder, text=["a"] * 9, number=[1] * 9)
+    path.write_bytes(path.read_bytes().replace(b"number", b"n\xff\xfeber"))
+    assert error_of(folder).startswith(f"path: {path}: cannot be read (")
+
+
+def test_an_edited_file_has_its_lines_counted_again(folder: Path) -> None:
+    for empty in (0, 3):
+        (folder / "a.jsonl").write_text("\n" * empty + '{"text": "a"}\n' * 20 + "no json")
+        source = SourceConfig(path=str(folder))
+        last = [d for part in split_source(source, 100) for d in read_documents(part, source, False)][-1]
+        assert f"a.jsonl line {empty + 21}: malformed" in last.error
+
+
 def test_dates_and_decimals_are_compared(folder: Path) -> None:
     days = [datetime.date(2023, 5, 1), datetime.date(2024, 5, 1)]
     times = [datetime.datetime(2023, 5, 1, 12), datetime.datetime(2024, 5, 1, 12)]

@@ -4,6 +4,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..files import version_of
+
 _COUNTED = 2**20  # bytes read at a time while lines are counted
 
 
@@ -21,12 +23,13 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if not self.unit:
             return self.path
-        before = _lines_before(self.path, self.after) if self.after else 0
+        before = _lines_before(self.path, self.after, version_of(self.path)) if self.after else 0
         return f"{self.path} {self.unit} {before + self.number}"
 
 
 @functools.lru_cache(maxsize=16)
-def _lines_before(path: str, stop: int) -> int:
+def _lines_before(path: str, stop: int, version: str) -> int:
+    """Line breaks before a byte of a file; counted again when the file is another version."""
     count = 0
     with open(path, "rb") as file:
         while stop > 0 and (piece := file.read(min(stop, _COUNTED))):

@@ -35,7 +35,7 @@ def read_table(piece: Piece, columns: Columns) -> Iterator[tuple[Place, Any]]:
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=list(paths)):
                 for value in _values(batch, paths, columns):
                     yield Place(piece.path, "row", next(rows)), value
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # names of columns are not checked by Arrow
         raise OSError(error_reason(error)) from error
 
 
@@ -54,7 +54,7 @@ def open_table(path: str) -> "pq.ParquetFile":
         return pq.ParquetFile(path, page_checksum_verification=True)
     except UnicodeEncodeError:
         raise OSError("its name is no UTF-8, as .parquet files need; rename it") from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # names of columns are not checked by Arrow
         raise OSError(error_reason(error)) from error
 
 
