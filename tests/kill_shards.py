@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 from tiny_tokenizer import tiny_tokenizer
 
@@ -35,6 +36,10 @@ def begin(corpus: str, shards: str, workers: int) -> int:
     os._exit(1)
 
 
+def records(shards: str) -> int:
+    return len(list(Path(shards).glob("*/*.json")))
+
+
 def main() -> None:
     corpus, shards, kills, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -45,7 +50,15 @@ def main() -> None:
     for _ in range(kills):
         child = begin(corpus, shards, workers)
         # Each goes on where the one before was killed; several workers take most of the time to start.
-        time.sleep(rng.uniform(0.02, 1.5) * whole / kills if workers == 1 else rng.uniform(0.4, 0.9) * whole)
+        if workers > 1:
+            before = records(shards)
+            while (
+                records(shards) == before and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+            ):
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.1))
+        else:
+            time.sleep(rng.uniform(0.02, 1.5) * whole / kills)
         os.kill(child, signal.SIGKILL)
         met += os.waitpid(child, 0)[1] == signal.SIGKILL
     assert os.waitpid(begin(corpus, shards, workers), 0)[1] == 0

@@ -309,6 +309,16 @@ def test_shards_that_may_only_be_read(lines: Path, tmp_path: Path, monkeypatch: 
     assert make(lines, tmp_path).digest == first.digest
 
 
+def test_what_a_killed_run_left_is_removed(lines: Path, tmp_path: Path) -> None:
+    source = make(lines, tmp_path)
+    before = contents(source.folder)
+    (source.folder / "manifest.json").unlink()
+    for left in (".run", ".00001-abcd", "00099.ds"):
+        (source.folder / left).mkdir() if left[0] == "." else (source.folder / left).write_text("x")
+    (source.folder / ".00001.json.123").write_text("{")
+    assert contents(make(lines, tmp_path).folder) == before
+
+
 def test_many_tiny_documents(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "split_source", cutting.split_source)
     (folder / "a.jsonl").write_text("\n".join(f'{{"text": "{i}"}}' for i in range(30_000)))

@@ -170,8 +170,9 @@ def _make(
             stack.enter_context(locked(job.folder, f".lock{suffix}", say))
             if (number := slurm.queued(job.folder)) is not None:
                 raise InputError(f"{job.key}: Slurm's job {number} makes the shards in {job.folder}; wait for its end")
-        todo = []
+        todo, folder = [], pending[0].folder / f".run{suffix}"
         for index, job in enumerate(pending):
+            shutil.rmtree(job.folder / folder.name, ignore_errors=True)  # of a run that was killed
             state = look_at(job, mend)
             state.describe(say)
             if state.todo:
@@ -180,7 +181,7 @@ def _make(
         began = time.time_ns()
         if todo:
             check_space(Work(tuple(pending), tuple(todo)))
-            run(Work(tuple(pending), tuple(todo)), pending[0].folder / f".run{suffix}")
+            run(Work(tuple(pending), tuple(todo)), folder)
         for job in pending:
             finish_source(job, tidy=not suffix)
             _describe(job, began, say)
@@ -195,7 +196,6 @@ def _run(work: Work, folder: Path, workers: int | None, shown: bool) -> None:
                 if make_shard(work.jobs[job], part, meter.advance):
                     meter.finished(job, part)
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
             try:
                 run_local(work, folder, workers, meter.look)
             finally:
