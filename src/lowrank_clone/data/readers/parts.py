@@ -89,11 +89,9 @@ def _pieces(file: str, length: int, most: int) -> Iterator[tuple[Piece, int]]:
 def _row_groups(file: str, length: int, most: int) -> Iterator[tuple[Piece, int]]:
     """Stretches of row groups, each of up to `most` bytes on disk or of a single one."""
     with open_table(file) as table:
-        metadata = table.metadata
-        sizes = [
-            sum(group.column(i).total_compressed_size for i in range(group.num_columns))
-            for group in (metadata.row_group(i) for i in range(metadata.num_row_groups))
-        ]
+        # Asking a damaged file for one of its columns' sizes ends the process, so that the groups' are scaled.
+        groups = [table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups)]
+    sizes = [length * size // max(1, sum(groups)) for size in groups]
     start = taken = 0
     for i, size in enumerate(sizes):
         if i > start and taken + size > most:
