@@ -189,7 +189,7 @@ def prepare_text(options: argparse.Namespace, teacher: TeacherConfig) -> Text:
     )
     vocabulary = load_config(teacher).vocab_size
     blocks = prepare(config, load_tokenizer(teacher), max_length=LENGTH, vocab_size=vocabulary)
-    return Text(blocks.train.select_columns("input_ids"), blocks.validation.select_columns("input_ids"))
+    return Text(blocks.train, blocks.validation)
 
 
 def make_start(variant: Variant, plan: Plan, teacher: PreTrainedModel, text: Text, folder: Path) -> Any:
@@ -199,7 +199,8 @@ def make_start(variant: Variant, plan: Plan, teacher: PreTrainedModel, text: Tex
     file = folder / f"start-{variant.start}-{plan.student_width}.safetensors"
     if not file.exists():
         began = time.perf_counter()
-        ids = torch.tensor(text.train[: CALIBRATION_TOKENS // LENGTH]["input_ids"], device=teacher.device)
+        rows = [text.train[i]["input_ids"] for i in range(CALIBRATION_TOKENS // LENGTH)]
+        ids = torch.stack(rows).to(teacher.device)
         batches = list(ids.split(BATCH))
         factors = (calibrated_start if variant.start == "calibrated" else channels_start)(teacher, plan, batches)
         save_file({name: value.clone() for name, value in factors.items()}, file)  # channels share one matrix

@@ -4,7 +4,6 @@ import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +12,7 @@ from tiny_tokenizer import tiny_tokenizer
 from lowrank_clone.data import estimate
 from lowrank_clone.data.config import DataConfig
 from lowrank_clone.data.estimate import estimate_text
-from lowrank_clone.data.prepare import hold_out, prepare
+from lowrank_clone.data.prepare import prepare
 from lowrank_clone.errors import InputError
 
 
@@ -72,32 +71,3 @@ def test_a_small_text_is_read_to_its_last_row(folder: Path) -> None:
     config = DataConfig(sources=str(folder), sequence_length=16)
     with pytest.raises(InputError, match=r"data\.sources\.0\.path: .*a\.jsonl line 61: malformed JSON"):
         estimate_text(config, tiny_tokenizer())
-
-
-# --- the hold-out -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_share_is_one_of_tokens(seed: int) -> None:
-    lengths = np.random.default_rng(seed).integers(0, 500, 1000)
-    held = hold_out(lengths, 0.1, 256, [seed])
-    share = lengths[held].sum() / lengths.sum()
-    assert 0.1 <= share <= 0.126
-    assert not (held & (lengths == 0)).any()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_long_documents_fill_at_least_a_block(seed: int) -> None:
-    """Forty-two plays, one per cent of which is less than any: one of the shorter ones is held out, not the longest."""
-    lengths = np.random.default_rng(1).integers(20_000, 60_000, 42)
-    held = hold_out(lengths, 0.01, 2048, [seed])
-    assert held.sum() == 1 and lengths[held].sum() <= np.median(lengths)
-    assert hold_out(np.full(42, 300), 0.01, 2048, [seed]).sum() == 7  # 7 x 300 tokens are the first to fill a block
-
-
-@pytest.mark.parametrize("lengths", [[5, 5], [1000, 3], [0, 7, 0, 7], [3, 1000, 1000]])
-def test_both_sides_get_a_document(lengths: list[int]) -> None:
-    for seed in range(5):
-        held = hold_out(np.array(lengths), 0.5, 2, [seed])
-        filled = np.array(lengths) > 0
-        assert held.any() and (filled & ~held).any() and not (held & ~filled).any()

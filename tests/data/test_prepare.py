@@ -8,17 +8,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_tokenizer import tiny_tokenizer
 
-from lowrank_clone.data import tokenise
+from lowrank_clone.data.blocks import PackedBlocks
 from lowrank_clone.data.check import check_sources
 from lowrank_clone.data.config import DataConfig, SourceConfig
 from lowrank_clone.data.prepare import Blocks, prepare
+from lowrank_clone.data.sharding.writer import ShardWriter
 from lowrank_clone.errors import InputError
 
 EOS = 257
@@ -51,17 +51,32 @@ def run(sources: object, *, bos: bool = False, chat: bool = False, max_length: i
 
 def naive(documents: list[str], length: int, *, bos: bool = False) -> list[list[int]]:
     tokenizer = tiny_tokenizer(bos=bos)
-    stream = [token for text in documents for token in [*tokenizer(text)["input_ids"], EOS]]
-    return [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
+    return cut([[*tokenizer(text)["input_ids"], EOS] for text in documents], length, [256] if bos else [])
 
 
-def blocks_of(dataset: datasets.Dataset) -> list[tuple[int, ...]]:
-    return [tuple(ids) for ids in dataset["input_ids"]]
+def cut(documents: list[list[int]], length: int, bos: list[int]) -> list[list[int]]:
+    """Blocks of the joined documents; one that begins inside a document is given a bos. The last may be shorter."""
+    stream = [token for ids in documents for token in ids]
+    starts = {sum(map(len, documents[:i])) for i in range(len(documents))}
+    blocks, at = [], 0
+    while at < len(stream):
+        start = [] if at in starts else bos
+        blocks.append([*start, *stream[at : at + length - len(start)]])
+        at += length - len(start)
+    return blocks
 
 
-def words(dataset: datasets.Dataset) -> Counter:
+def blocks_of(rows: PackedBlocks) -> list[tuple[int, ...]]:
+    """The ids of all rows, without padding."""
+    return [
+        tuple(row["input_ids"][row["attention_mask"] != 0 if "attention_mask" in row else slice(None)].tolist())
+        for row in rows
+    ]
+
+
+def words(rows: PackedBlocks) -> Counter:
     """How often each word stands in the blocks."""
-    text = tiny_tokenizer().decode([token for ids in dataset["input_ids"] for token in ids])
+    text = tiny_tokenizer().decode([token for ids in blocks_of(rows) for token in ids])
     return Counter(re.findall(r"[a-z]+\d*", text.replace("</s>", "")))
 
 
@@ -86,8 +101,8 @@ def test_packing_equals_naive_packing(folder: Path, bos: bool, length: int) -> N
     expected = naive(documents, length, bos=bos)
     assert sorted(blocks_of(blocks.train)) == sorted(map(tuple, expected))
     assert sorted(blocks_of(blocks.validation)) == sorted(map(tuple, naive(other, length, bos=bos)))
-    assert blocks.train["labels"][:] == blocks.train["input_ids"][:]
-    assert blocks.train.column_names == ["input_ids", "labels"]
+    padding = sum(length - len(ids) for ids in blocks_of(blocks.train))
+    assert blocks.report.sources[0].padding == padding < length
 
 
 def test_report_accounts_for_every_token(folder: Path) -> None:
@@ -100,7 +115,7 @@ def test_report_accounts_for_every_token(folder: Path) -> None:
     assert train.tokens + validation.tokens == sum(len(text) + 1 for text in texts(100))
     for part, dataset in zip((train, validation), (blocks.train, blocks.validation), strict=True):
         assert part.blocks == len(dataset)
-        assert part.tokens == (part.blocks + part.unused_blocks) * 16 + part.dropped_tokens
+        assert part.tokens + part.padding == (part.blocks + part.unused_blocks) * 16 and part.padding < 16
     assert (validation.blocks, train.unused_blocks, train.skipped) == (2, 0, 0)
     assert (train.blank, validation.blank) == (2, 0)
     assert len(blocks.report.lines()) == 2
@@ -117,7 +132,7 @@ def test_no_document_is_on_both_sides(folder: Path) -> None:
     # Blocks cut documents, so only whole words count: those between separators.
     sides = []
     for dataset in (blocks.train, blocks.validation):
-        text = " ".join(tiny_tokenizer().decode(ids) for ids in dataset["input_ids"])
+        text = " ".join(tiny_tokenizer().decode(ids) for ids in blocks_of(dataset))
         sides.append(set(re.findall(r"</s>(doc\d+)</s>", text)))
     assert len(sides[0]) > 50 and len(sides[1]) > 5
     assert not sides[0] & sides[1]
@@ -127,7 +142,7 @@ def test_order_depends_on_the_seed_and_on_nothing_else(folder: Path, tmp_path: P
     sources = [write_jsonl(folder / f"{name}.jsonl", texts(100, name)) for name in "ab"]
     first = run(sources, seed=1)
     again = run(sources, seed=1)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "other")
+    monkeypatch.setenv("LRC_CACHE", str(tmp_path / "other"))
     fresh, other = run(sources, seed=1), run(sources, seed=2)
     for side in ("train", "validation"):
         expected = blocks_of(getattr(first, side))
@@ -147,10 +162,10 @@ def test_seed_decides_the_hold_out_and_the_order(folder: Path) -> None:
 
 def test_weights_are_shares_of_tokens_in_every_stretch(folder: Path) -> None:
     # Documents of `b` are twice as long: shares of documents would come out differently.
-    a = write_jsonl(folder / "a.jsonl", ["aaaaaaa"] * 800)
-    b = write_jsonl(folder / "b.jsonl", ["bbbbbbbbbbbbbbb"] * 400)
+    a = write_jsonl(folder / "a.jsonl", [f"a{i:06}" for i in range(800)])
+    b = write_jsonl(folder / "b.jsonl", [f"b{i:014}" for i in range(400)])
     blocks = run([SourceConfig(path=a, weight=3), SourceConfig(path=b, weight=1)])
-    letters = np.array([tiny_tokenizer().decode(ids).count("a") > 0 for ids in blocks.train["input_ids"]])
+    letters = np.array([tiny_tokenizer().decode(ids).count("a") > 0 for ids in blocks_of(blocks.train)])
     assert abs(letters.mean() - 0.75) < 0.01
     for stretch in np.array_split(letters, 8):
         assert abs(stretch.mean() - 0.75) < 0.05
@@ -162,7 +177,7 @@ def test_weights_are_shares_of_tokens_in_every_stretch(folder: Path) -> None:
 def test_another_weight_reads_nothing_again(folder: Path, monkeypatch) -> None:
     path = write_jsonl(folder / "a.jsonl", texts(100))
     run([SourceConfig(path=path)])
-    monkeypatch.setattr(tokenise, "bos_ids", lambda _: pytest.fail("tokenised again"))
+    monkeypatch.setattr(ShardWriter, "__init__", lambda *_, **__: pytest.fail("tokenised again"))
     run([SourceConfig(path=path, weight=2.0)])
 
 
@@ -239,12 +254,12 @@ def test_chats_go_through_the_template(folder: Path, kind: str) -> None:
     # The tokenizer's own bos must not come on top of the template's.
     blocks = run([SourceConfig(path=source, chat_column="talk")], validation=validation, chat=True, bos=True)
     tokenizer = tiny_tokenizer(chat=True)
-    stream: list[int] = []
+    documents = []
     for i, chat in enumerate(chats):
         text = tokenizer.apply_chat_template(chat, tokenize=False)
         # The template ends an answer, and so the document, by itself.
-        stream += [*tokenizer(text)["input_ids"], *([EOS] if i == 1 else [])]
-    expected = [tuple(stream[i : i + 16]) for i in range(0, len(stream) - 15, 16)]
+        documents.append([*tokenizer(text)["input_ids"], *([EOS] if i == 1 else [])])
+    expected = map(tuple, cut(documents, 16, [256]))
     assert sorted(blocks_of(blocks.train)) == sorted(expected)
 
 
@@ -310,7 +325,9 @@ def test_folder_or_glob_without_files(folder: Path) -> None:
 def test_blank_rows_only(folder: Path) -> None:
     path = write_jsonl(folder / "a.jsonl", [" "] * 20)
     assert "data.sources.0.path: " in error_of(lambda: run(path))
-    assert "0 tokens for train" in error_of(lambda: run(path, validation=write_jsonl(folder / "v.jsonl", texts(9))))
+    assert "holds no text (20 rows left out: blank)" in error_of(
+        lambda: run(path, validation=write_jsonl(folder / "v.jsonl", texts(9)))
+    )
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.txt.xz", "a.parquet.gz", "a.gz", "noextension"])
@@ -410,9 +427,9 @@ def test_chat_that_the_template_refuses(folder: Path, monkeypatch) -> None:
         "tiny_tokenizer.CHAT_TEMPLATE",
         "{% for m in messages %}{{ raise_exception('bad role') if m.role == 'x' }}{{ m.content }}{% endfor %}",
     )
-    chats = [[{"role": "x" if i == 30 else "user", "content": "some words"}] for i in range(40)]
+    chats = [[{"role": "x" if i == 30 else "user", "content": f"some words {i}"}] for i in range(40)]
     source = [SourceConfig(path=write_jsonl(folder / "a.jsonl", chats, "talk"), chat_column="talk")]
-    assert "document 30: the chat template refuses it" in error_of(lambda: run(source, chat=True))
+    assert "line 31: the chat template refuses it" in error_of(lambda: run(source, chat=True))
     assert run(source, chat=True, on_error="skip").report.sources[0].skipped == 1
 
 
@@ -441,7 +458,7 @@ def test_id_beyond_the_embedding(folder: Path) -> None:
 
 
 def test_too_little_text(folder: Path) -> None:
-    path = write_jsonl(folder / "a.jsonl", ["four"] * 20)
+    path = write_jsonl(folder / "a.jsonl", [f"no{i:02}" for i in range(20)])
     message = error_of(lambda: run(path, sequence_length=100))
     assert "has 100 tokens, but a block for training and one for validation need 200" in message
     validation = write_jsonl(folder / "v.jsonl", ["four"] * 40)

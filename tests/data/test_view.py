@@ -113,17 +113,35 @@ def test_a_source_that_repeats_another_is_refused() -> None:
         view(Docs([(10, 1), (10, 2)]))
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.3])
-def test_the_share_is_met_closely(fraction: float) -> None:
-    docs = random_docs(5, count=5000)
-    lengths = np.array([length for length, _ in docs.listed])
-    held = hold_out(lengths, docs.hashes(), fraction, 16, 0)
-    share = lengths[np.isin(docs.hashes(), held)].sum() / lengths.sum()
-    assert share == pytest.approx(fraction, rel=0.25)
+def held_of(lengths: Any, fraction: float, block: int, seed: int) -> np.ndarray:
+    """`[documents]` bool of documents that all are different."""
+    hashes = np.arange(len(lengths), dtype=np.uint64)
+    return np.isin(hashes, hold_out(np.array(lengths), hashes, fraction, block, seed))
 
 
-def test_books_of_unequal_lengths_leave_enough_on_both_sides() -> None:
-    lengths, hashes = np.array([100_000, 900, 70_000, 800_000]), np.array([4, 5, 6, 7], np.uint64)
-    for seed in range(20):
-        held = lengths[np.isin(hashes, hold_out(lengths, hashes, 0.01, 64, seed))].sum()
-        assert 0 < held <= 170_900
+@pytest.mark.parametrize("seed", range(5))
+def test_the_share_is_one_of_tokens(seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 500, 1000)
+    assert 0.1 <= lengths[held_of(lengths, 0.1, 256, seed)].sum() / lengths.sum() <= 0.126
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_long_documents_fill_at_least_a_block(seed: int) -> None:
+    """Forty-two plays, one per cent of which is less than any: one of the shorter ones is held out, not the longest."""
+    lengths = np.random.default_rng(1).integers(20_000, 60_000, 42)
+    held = held_of(lengths, 0.01, 2048, seed)
+    assert held.sum() == 1 and lengths[held].sum() <= np.median(lengths)
+    assert held_of([300] * 42, 0.01, 2048, seed).sum() == 7  # 7 x 300 tokens are the first to fill a block
+
+
+@pytest.mark.parametrize("lengths", [[5, 5], [1000, 3], [7, 7], [3, 1000, 1000]])
+def test_both_sides_get_a_document(lengths: list[int]) -> None:
+    for seed in range(5):
+        held = held_of(lengths, 0.5, 2, seed)
+        assert held.any() and not held.all()
+
+
+def test_equal_documents_are_held_out_together() -> None:
+    lengths, hashes = np.full(100, 10), np.arange(100, dtype=np.uint64) % 10
+    held = np.isin(hashes, hold_out(lengths, hashes, 0.2, 16, 0))
+    assert held.sum() == 20 and len(np.unique(hashes[held])) == 2

@@ -103,7 +103,6 @@ data.validation: 0 1 -0.5 .nan .inf 2 null
 data.max_validation_blocks: 0 -1 1.5 1e300
 data.num_proc: 0 -1 1000000 1.5
 data.seed: -1 1.5 null 99999999999999999999
-data.max_epochs: 0 -1 .inf null
 data.on_error: 3 ignore null
 data.sources.0.weight: 0 -1 .inf 1e300 null heavy
 data.sources.0.max_documents: 0 -1 1.5

@@ -100,6 +100,9 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     train.add_argument(
         "--dry-run", action="store_true", help="check everything, say sizes, epochs and time, run nothing"
     )
+    train.add_argument(
+        "--allow", choices=["data"], help="with --resume: go on although the training data are others, and record it"
+    )
     folder = train.add_mutually_exclusive_group()
     folder.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
     folder.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")

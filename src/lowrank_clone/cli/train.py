@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from ..errors import InputError
 from ..recipe.load import load_recipe
 from ..run.demo_teacher import with_installed_teacher
 from ..run.quick_checks import check_early
 
 
 def run(arguments: Namespace) -> None:
-    """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume | --overwrite]`"""
+    """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume [--allow data] | --overwrite]`"""
+    if arguments.allow and not arguments.resume:
+        raise InputError("--allow data: got it without --resume, expected both; a new run has no data to differ from")
     recipe = with_installed_teacher(load_recipe(arguments.recipe, arguments.overrides))
     check_early(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
 
@@ -21,7 +24,8 @@ def run(arguments: Namespace) -> None:
     from .tables import console, print_plan, quiet_bars
 
     quiet_bars()
-    job = check(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
+    allow_data = arguments.allow == "data"
+    job = check(recipe, resume=arguments.resume, overwrite=arguments.overwrite, allow_data=allow_data)
     console.quiet = job.arguments.process_index > 0
     if job.finished is not None:
         console.print(job.finished)

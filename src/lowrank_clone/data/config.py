@@ -51,12 +51,14 @@ class SourceConfig:
     """Rows to keep: `{column: {min: 4}}`, with min, max, equals or in for each column; dots reach into nested ones. A
     row without a value in such a column is left out."""
     weight: Annotated[float, AfterValidator(Range(1e-9, 1e9))] = 1.0
-    """Relative number of tokens of this source in the mix."""
+    """Relative number of tokens of this source in the mix, among those without `tokens`."""
     tokens: Annotated[int, BeforeValidator(_whole), AfterValidator(Range(1, 1e15, whole=True))] | None = None
-    """Tokens to take of this source in one pass over the mix, in place of a weight."""
+    """Tokens to take of this source in one pass over the mix, to a block; sources without share what they leave of the
+    run."""
     repeat: bool | None = None
-    """Whether this source may be read again where it is too small for its share or its tokens; null is as data.repeat
-    says."""
+    """What becomes of a source that is too small for its share or its tokens: true reads it again, as often as that
+    needs; false lets the mix end with it; null refuses it where the mix would be less than half of the text, or less
+    than the run."""
     max_documents: _Count | None = None
     """Use only the first so many documents."""
     loss_on: Literal["all", "assistant"] = "all"
@@ -115,9 +117,7 @@ class DataConfig:
     """Leave out documents that are there twice, in whatever sources: equal ones (true), or also nearly equal ones
     (minhash)."""
     repeat: bool = False
-    """Whether the run may read its text more than once."""
-    max_epochs: Annotated[float, AfterValidator(Range(0, 1e9, above=True))] = 100.0
-    """Most times that a run may read its text; more is refused, as it is hardly meant. Raise it if it is."""
+    """Whether a run may read its text more than once, where its length is given in tokens or steps."""
     shards: str | None = None
     """Folder for the tokenised text; null is `lowrank-clone/shards` in the user's cache folder, or what the environment
     variable LRC_CACHE says."""

@@ -10,6 +10,7 @@ from ..errors import InputError
 from .check import keyed_sources, named
 from .config import DataConfig, SourceConfig
 from .files import Found, find_files, format_of
+from .mix import Stock, mix
 from .readers.documents import Document
 from .readers.parts import split_source
 from .readers.reading import read_documents
@@ -44,13 +45,20 @@ class TextEstimate:
     train_blocks: int | None
     validation_blocks: int | None
     exact: bool
+    doubts: tuple[str, ...] = ()
+    """What would be refused if the estimates were exact."""
 
 
-def estimate_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> TextEstimate:
+def estimate_text(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, run_tokens: int | None = None
+) -> TextEstimate:
     """Documents, tokens and blocks of each source, within a second or two; local text of up to 2 MiB is counted.
 
+    Args:
+        run_tokens: Tokens that the run will read; None if it is counted in passes.
+
     Raises:
-        InputError: What is read on the way can't be.
+        InputError: What is read on the way can't be; or, all being counted, a source is too small for the mix.
     """
     found = [_estimate_source(key, source, config, tokenizer) for key, source in keyed_sources(config)]
     train, rest = found[: len(config.sources)], found[len(config.sources) :]
@@ -63,20 +71,21 @@ def estimate_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Tex
     if not isinstance(held, list):
         sides = np.minimum(np.maximum(held * sizes, length), sizes)
         sizes = sizes - sides
-    weights = np.array([source.weight for source in config.sources])
-    most = config.max_validation_blocks
-    blocks = mix_counts(sizes // length, weights, None)
-    validation = sides // length
+    validation, most = -(-sides // length), config.max_validation_blocks
     counted = int(validation.sum()) if most is None else min(int(validation.sum()), most)
-    return TextEstimate(tuple(found), int(blocks.sum()), counted, exact)
-
-
-def mix_counts(sizes: np.ndarray, weights: np.ndarray, limit: int | None) -> np.ndarray:
-    """`[sources]` blocks that a mix takes of each: in shares of the weights, until the first would have to repeat, or
-    about `limit` in all. Every source that has a block gives at least one."""
-    shares = weights / weights.sum()
-    total = min((sizes / shares).min(), np.inf if limit is None else limit)
-    return np.minimum(np.maximum(1, np.round(shares * total)), np.maximum(sizes, 0)).astype(int)
+    if (sizes < length).any():  # told where it is counted
+        return TextEstimate(tuple(found), 0, counted, exact)
+    stocks = [
+        Stock(one.key, source, int(-(-size // length)), int(size))
+        for one, source, size in zip(train, config.sources, sizes, strict=True)
+    ]
+    try:
+        blocks = sum(mix(stocks, config, run_tokens).counts)
+    except InputError as error:
+        if exact:
+            raise
+        return TextEstimate(tuple(found), None, counted, exact, (str(error),))
+    return TextEstimate(tuple(found), blocks, counted, exact)
 
 
 def _estimate_source(

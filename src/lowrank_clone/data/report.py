@@ -1,6 +1,6 @@
 """What became of the data: counts per source and side."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Side = Literal["train", "validation"]
@@ -8,20 +8,47 @@ Side = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class SourceReport:
-    """One source on one side; `tokens == (blocks + unused_blocks) * sequence_length + dropped_tokens`."""
+    """One source on one side; `tokens + bos + padding == packed_blocks * sequence_length`.
+
+    What was left out while reading is counted once: under train, for a source that serves both sides.
+    """
 
     path: str
     part: Side
     documents: int
     tokens: int
     blocks: int
-    unused_blocks: int  # complete, but left out by the weights of the mix or by max_validation_blocks
-    dropped_tokens: int  # the remainder that fills no block
-    skipped: int  # malformed rows; of a source that serves both sides, counted under train
-    blank: int  # rows without text; counted likewise
-    first_skipped: str | None
-    spelt: int = 0  # documents in which special tokens stand as text; counted likewise
-    other_files: tuple[str, ...] = ()  # of kinds that are not read; counted likewise
+    """That one pass takes; more than `packed_blocks` where the source is read again."""
+    packed_blocks: int
+    """That all its documents on this side make."""
+    share: float
+    """Of the tokens of its side that one pass takes."""
+    padding: int = 0
+    """Places without a token, in all packed blocks."""
+    bos: int = 0
+    """Places with a bos that is put before what follows a cut."""
+    equal: int = 0
+    """Documents left out as equal to others (`deduplicate`)."""
+    elsewhere: int = 0
+    """Documents left out as they are in a source for validation too."""
+    skipped: int = 0
+    """Malformed rows."""
+    blank: int = 0
+    """Rows without text."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows that a filter left out, by reason."""
+    first_skipped: str | None = None
+    spelt: int = 0
+    """Documents in which special tokens stand as text."""
+    other_files: tuple[str, ...] = ()
+    """Of kinds that are not read."""
+    licence: str | None = None
+    """Of a Hub dataset, as its card says."""
+
+    @property
+    def unused_blocks(self) -> int:
+        """Blocks that no pass takes: left out by the mix, or beyond max_validation_blocks."""
+        return max(0, self.packed_blocks - self.blocks)
 
 
 @dataclass(frozen=True)
@@ -30,30 +57,36 @@ class DataReport:
 
     sources: tuple[SourceReport, ...]
     sequence_length: int
+    remarks: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """One line per source and side, and one more where something was skipped or may be meant otherwise."""
+        """One line per source and side, and one more where something was left out or may be meant otherwise."""
         lines = []
         for s in self.sources:
-            share = s.blocks / sum(other.blocks for other in self.sources if other.part == s.part)
+            name = f"{s.part} {s.path}"
             lines.append(
-                f"{s.part} {s.path}: {s.documents:,} documents, {s.tokens:,} tokens, {s.blocks:,} blocks of "
-                f"{self.sequence_length} ({share:.1%} of the mix), {s.unused_blocks:,} blocks unused, "
-                f"{s.dropped_tokens:,} tokens dropped, {s.blank:,} blank rows"
+                f"{name}: {s.documents:,} documents, {s.tokens:,} tokens, {s.blocks:,} blocks of "
+                f"{self.sequence_length} ({s.share:.1%} of the mix), {s.unused_blocks:,} blocks unused, "
+                f"{s.padding:,} places of padding, {s.blank:,} blank rows"
             )
+            for reason, count in s.left_out.items():
+                lines.append(f"{name}: {count:,} rows left out, {reason}")
+            if s.equal:
+                lines.append(f"{name}: {s.equal:,} documents left out, as they are there twice")
+            if s.elsewhere:
+                lines.append(f"{name}: {s.elsewhere:,} documents left out, as they are in data.validation too")
             if s.skipped:
-                lines.append(f"{s.part} {s.path}: {s.skipped:,} malformed rows skipped, first: {s.first_skipped}")
+                lines.append(f"{name}: {s.skipped:,} malformed rows skipped, first: {s.first_skipped}")
             if s.spelt:
                 lines.append(
-                    f"{s.part} {s.path}: {s.spelt:,} documents spell special tokens out, which stay text; "
+                    f"{name}: {s.spelt:,} documents spell special tokens out, which stay text; "
                     "special_tokens: parse in the source reads them as tokens"
                 )
             if s.other_files:
                 lines.append(
-                    f"{s.part} {s.path}: {len(s.other_files):,} files of other kinds are not read, first: "
-                    f"{s.other_files[0]}"
+                    f"{name}: {len(s.other_files):,} files of other kinds are not read, first: {s.other_files[0]}"
                 )
-        return lines
+        return [*lines, *self.remarks]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

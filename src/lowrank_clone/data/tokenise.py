@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -239,38 +238,3 @@ def _runs(mask: np.ndarray) -> np.ndarray:
     """`[runs, 2]` half-open stretches where a mask `[tokens]` is True."""
     edges = np.diff(np.concatenate([[0], mask.astype(np.int8), [0]]))
     return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A document as `tokenise` is given it."""
-
-    text: str | None
-    messages: list[dict[str, Any]] | None
-    error: str | None
-    place: str
-
-
-def tokenise(
-    batch: dict[str, list[Any]],
-    indices: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    source: SourceConfig,
-    strict: bool,
-    vocab_size: int,
-) -> dict[str, list[Any]]:
-    """`input_ids` of a batch of documents, empty for a blank or bad row; `spelt` where special tokens stand as text."""
-    chat = source.chat_column is not None
-    rows = [
-        _Row(None if chat else text, json.loads(text) if chat and text else None, error, f"{source.path} document {i}")
-        for text, error, i in zip(batch["text"], batch["error"], indices, strict=True)
-    ]
-    encoded = Tokeniser(tokenizer, source, vocab_size).encode(rows)
-    for row, fatal in zip(encoded, batch["fatal"], strict=True):
-        if row.error and (strict or fatal):
-            raise InputError(row.error)
-    return {
-        "input_ids": [row.ids.astype(np.int32) for row in encoded],
-        "error": [row.error for row in encoded],
-        "spelt": [row.spelt for row in encoded],
-    }

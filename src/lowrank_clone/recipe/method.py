@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,19 +95,13 @@ def last_kinds(plan: Plan, method: MethodConfig) -> dict[str, str]:
     return {**clone_settings(plan, method)["parameterization"], **kinds_at(method, None)}
 
 
-def calibration_batches(blocks: Any, method: MethodConfig, batch_size: int = 4) -> list[torch.Tensor]:
+def calibration_batches(blocks: Sequence[Any], method: MethodConfig, batch_size: int = 4) -> list[torch.Tensor]:
     """[batch, length] token ids of the first training blocks, `method.calibration.tokens` of them or all there are.
 
     Blocks with padding come last, since activations on it are none of a text.
     """
-    length = len(blocks[0]["input_ids"])
-    count = min(len(blocks), -(-method.calibration.tokens // length))
-    whole: list[torch.Tensor] = []
-    padded: list[torch.Tensor] = []
-    for i in range(len(blocks)):
-        if len(whole) == count:
-            break
-        row = blocks[i]
-        (whole if row.get("attention_mask") is None else padded).append(torch.as_tensor(row["input_ids"]))
-    ids = torch.stack([*whole, *padded][:count])
+    count = -(-method.calibration.tokens // len(blocks[0]["input_ids"]))
+    rows = [blocks[i] for i in range(min(2 * count, len(blocks)))]
+    rows.sort(key=lambda row: "attention_mask" in row)
+    ids = torch.stack([torch.as_tensor(row["input_ids"]) for row in rows[:count]])
     return list(ids.split(batch_size))

@@ -44,7 +44,8 @@ def _adapter(key: str) -> TypeAdapter[Any]:
 
 def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
     """Keyword arguments for `CloneArguments`: the recipe's own, `total_tokens` turned into `max_steps` for `world_size`
-    processes, and where the recipe is silent what suits a run of this length (`run_defaults`).
+    processes, and where the recipe is silent what suits a run of this length (`run_defaults`). A run without a length
+    reads its text once.
 
     From a calibrated start matrices are trained with Muon unless the recipe names an optimiser, since AdamW's first
     steps undo such a start at its usual rates (see `optim.MuonAdamW`).
@@ -55,6 +56,8 @@ def training_arguments(recipe: Recipe, world_size: int = 1) -> dict[str, Any]:
     if recipe.training.total_tokens is not None:
         sequences = math.prod(batch_sizes(recipe)) * world_size
         arguments["max_steps"] = math.ceil(recipe.training.total_tokens / (sequences * recipe.data.sequence_length))
+    elif arguments.get("max_steps", -1) <= 0:
+        arguments.setdefault("num_train_epochs", 1.0)
     return run_defaults(arguments) | arguments
 
 

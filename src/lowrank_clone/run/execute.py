@@ -36,7 +36,7 @@ from .build_clone import is_calibrated, make_clone
 from .disk import disk_errors
 from .export import CardFacts, export_student, teacher_license
 from .folder import RunFolder
-from .forecast import check_blocks
+from .forecast import check_blocks, run_tokens
 from .job import Job, max_length
 from .manifest import move_in
 from .redaction import without_secrets
@@ -62,14 +62,18 @@ class Result:
     tokens: int
 
 
-def prepare_data(job: Job) -> Blocks:
-    """Tokenised and packed blocks. Their labels are their ids, so the column is left out."""
+def prepare_data(job: Job, progress: bool = False) -> Blocks:
+    """The blocks of a job, from shards that are there or are made now; any number of processes may ask at once."""
     text = job.plan.teacher_config
-    with disk_errors("data: reading and caching", "make room, or set HF_DATASETS_CACHE to a folder on another disk"):
-        blocks = prepare(job.recipe.data, job.tokenizer, max_length=max_length(text), vocab_size=text.vocab_size)
-    return Blocks(
-        blocks.train.select_columns("input_ids"), blocks.validation.select_columns("input_ids"), blocks.report
-    )
+    with disk_errors("data: reading and writing shards", "make room, or set data.shards to a folder on another disk"):
+        return prepare(
+            job.recipe.data,
+            job.tokenizer,
+            max_length=max_length(text),
+            vocab_size=text.vocab_size,
+            run_tokens=run_tokens(job),
+            progress=progress,
+        )
 
 
 def execute(job: Job, console: Console) -> Result:
@@ -95,13 +99,14 @@ def _execute(job: Job, folder: RunFolder, interruption: Interruption, console: C
         console.print(f"  {line}")
     if folder.replaces:
         console.print(f"  until its first checkpoint this run writes to {folder.path}, and the old one is kept")
-    blocks = prepare_data(job)
+    blocks = prepare_data(job, progress=folder.leader)
     for line in blocks.report.lines():
         console.print(f"  {line}", markup=False, highlight=False)
     check_blocks(job, len(blocks.train))
-    results = measure_data(blocks)
+    results = measure_data(blocks, job.arguments)
     if job.checkpoint is not None:
-        results, said = carry_over(read_results(job.checkpoint.parent), results, _state(job.checkpoint).global_step)
+        old, step = read_results(job.checkpoint.parent), _state(job.checkpoint).global_step
+        results, said = carry_over(old, results, step, job.allow_data)
         _say(said, folder)
     clone = make_clone(job, blocks)
     if job.checkpoint is not None:

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ..cost.estimate import Cost
-from ..data.config import DataConfig
 from ..data.estimate import TextEstimate, estimate_text
 from ..errors import InputError
 from ..recipe.schema import Recipe
-from ..training.trainer_inputs import check_enough
+from ..training.arguments import CloneArguments
 from .job import Job
 
 ACCELERATOR, SHARE = "h100-80gb", 0.4  # what the hours on an accelerator are said for
+_SURELY = 2  # epochs by an estimate, beyond which it is not for its error that there are more than one
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Forecast:
             lines.append(f"{source.key} {source.path}: {size}")
             if source.others:
                 lines.append(f"{source.key}: {source.others:,} other files there are of kinds that are not read")
+        lines += [f"{line}; this is counted exactly before the run" for line in self.text.doubts]
         if self.text.train_blocks is None:
             reads = "" if self.steps is None else f"; the run reads {self.blocks:,} blocks in {self.steps:,} steps"
             return [*lines, f"How many blocks and epochs that makes is not known{reads}"]
@@ -66,15 +67,16 @@ def forecast(job: Job) -> Forecast:
     """Look into the text of a job.
 
     Raises:
-        InputError: The run would read its text more often than `data.max_epochs`, or a small text has a malformed row.
+        InputError: The run would read its text more than once without `data.repeat`, the text is less than a step, a
+            source is too small for its budget or share, or a small text has a malformed row.
     """
-    text = estimate_text(job.recipe.data, job.tokenizer)
+    text = estimate_text(job.recipe.data, job.tokenizer, run_tokens(job))
     steps, blocks = _length(job, text.train_blocks)
     epochs = None if blocks is None or not text.train_blocks else blocks / text.train_blocks
     if text.exact and text.train_blocks == 0:
         raise InputError(_too_small(text, job.recipe))
-    if epochs is not None and blocks is not None:
-        check_epochs(job.recipe.data, epochs, blocks, "" if text.exact else "about ")
+    if text.train_blocks is not None and blocks is not None and (text.exact or (epochs or 0) > _SURELY):
+        _check_length(job, text.train_blocks, blocks, "" if text.exact else "about ")
     return Forecast(text, steps, blocks, epochs, job.recipe.data.sequence_length)
 
 
@@ -94,32 +96,51 @@ def _length(job: Job, train_blocks: int | None) -> tuple[int | None, int | None]
     return math.ceil(per_epoch * arguments.num_train_epochs), math.ceil(train_blocks * arguments.num_train_epochs)
 
 
+def step_blocks(arguments: CloneArguments) -> int:
+    """Blocks that one optimiser step of all processes reads."""
+    rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return rows * arguments.world_size
+
+
+def run_tokens(job: Job) -> int | None:
+    """Tokens that a run reads whose length is counted in steps."""
+    steps = job.arguments.max_steps
+    return steps * step_blocks(job.arguments) * job.recipe.data.sequence_length if steps > 0 else None
+
+
 def check_blocks(job: Job, train_blocks: int) -> None:
     """Ask the same again once the blocks are counted, for a text of which only a part was looked into, or nothing.
 
     Raises:
-        InputError: They make no batch, or the run reads them more than `data.max_epochs` times.
+        InputError: They are less than a step, or the run reads them more than once without `data.repeat`.
     """
-    check_enough(train_blocks, job.arguments)
     _, blocks = _length(job, train_blocks)
     assert blocks is not None
-    check_epochs(job.recipe.data, blocks / train_blocks, blocks)
+    _check_length(job, train_blocks, blocks)
 
 
-def check_epochs(data: DataConfig, epochs: float, blocks: int, about: str = "") -> None:
-    """Ask about a run that reads its text hundreds of times, which is a slip in a budget far more often than a wish.
+def _check_length(job: Job, train_blocks: int, blocks: int, about: str = "") -> None:
+    """Refuse a run that takes more than there is: a slip in a budget far more often than a wish.
+
+    A run whose length is given in epochs says by itself how often it reads its text.
 
     Args:
         blocks: What the run reads in all.
-
-    Raises:
-        InputError: It is more than `data.max_epochs`, which accepts it.
     """
-    if epochs > data.max_epochs:
+    data, arguments, step = job.recipe.data, job.arguments, step_blocks(job.arguments)
+    if train_blocks < step:
         raise InputError(
-            f"data.max_epochs: the run's {blocks * data.sequence_length:,} tokens are {about}{_rounded(epochs)} epochs "
-            f"of this text, expected at most {_rounded(data.max_epochs)}; give more text, shorten the run, or accept "
-            f"it with data.max_epochs={_accepting(epochs)}"
+            f"training.per_device_train_batch_size: an optimiser step reads {step:,} blocks "
+            f"({arguments.per_device_train_batch_size:,} x {arguments.gradient_accumulation_steps:,} micro-batches x "
+            f"{arguments.world_size:,} processes), and the text makes {about}{train_blocks:,} of "
+            f"{data.sequence_length:,} tokens; expected at least one step; lower it, or give more text"
+        )
+    if arguments.max_steps > 0 and blocks > train_blocks and not data.repeat:
+        raise InputError(
+            f"data.repeat: the run's {blocks * data.sequence_length:,} tokens are {about}"
+            f"{_rounded(blocks / train_blocks)} epochs of this text, which has {about}"
+            f"{train_blocks * data.sequence_length:,}; expected at most one; give more text, shorten the run to "
+            f"training.max_steps={train_blocks // step}, or accept it with data.repeat=true"
         )
 
 
@@ -132,14 +153,8 @@ def _too_small(text: TextEstimate, recipe: Recipe) -> str:
     )
 
 
-def _accepting(epochs: float) -> int:
-    """A round number above."""
-    digits = 10 ** max(0, len(str(int(epochs))) - 1)
-    return (int(epochs) // digits + 1) * digits
-
-
 def _rounded(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.3g}"
 
 
 def time_lines(cost: Cost, tokens: int, device: torch.device, width: int) -> list[str]:

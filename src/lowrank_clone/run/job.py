@@ -40,7 +40,8 @@ class Job:
 
     recipe: As it will run, with everything decided. folder: Its output folder. checkpoint: What it resumes.
     start_from: The checkpoint whose factors it begins at. remarks: What to say of a recipe that is not that of the run
-    to resume. finished: What to say if nothing is left to do.
+    to resume. finished: What to say if nothing is left to do. allow_data: Whether a resumed run may go on
+    with other data.
     """
 
     recipe: Recipe
@@ -52,15 +53,24 @@ class Job:
     start_from: Path | None
     remarks: tuple[str, ...] = ()
     finished: str | None = None
+    allow_data: bool = False
 
 
-def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, also: Iterable[str] = ()) -> Job:
+def check(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    also: Iterable[str] = (),
+    allow_data: bool = False,
+) -> Job:
     """Check a recipe against its teacher, its data and its folder, without reading weights or writing anything.
 
     Args:
         resume: Go on from the last complete checkpoint in the output folder.
         overwrite: Replace the run in the output folder.
         also: Names of files in the output folder that the caller will write beside the run's own.
+        allow_data: Whether a resumed run may go on with other training data.
 
     Raises:
         InputError: Whatever would stop the run later.
@@ -84,14 +94,14 @@ def check(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, also
     tokenizer = load_tokenizer(recipe.teacher)
     check_length(recipe.data, max_length(plan.teacher_config))
     now = resolved(recipe, arguments, plan.teacher_config)
-    job = Job(now, plan, tokenizer, arguments, folder, checkpoint, start_from)
+    job = Job(now, plan, tokenizer, arguments, folder, checkpoint, start_from, allow_data=allow_data)
     if checkpoint is None:
         return job
     if before is None:
         said_first = "the run to resume has no recipe.yaml that can be read, so this recipe is not compared with it"
         return replace(job, remarks=(said_first,))
     before = resolved(before, make_arguments(before), plan.teacher_config)
-    said = compare_recipes(before, now, checkpoint)
+    said = compare_recipes(before, now, checkpoint, allow_data)
     # Another text or teacher is compared by its content, for which the job has to run.
     same = (before.teacher, before.data) == (now.teacher, now.data)
     return replace(job, remarks=tuple(said), finished=_finished(job, checkpoint) if same else None)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.identity import differences
 from ..data.prepare import Blocks
 from ..errors import InputError
 from ..objective.evaluate import LanguageLoss
+from ..training.arguments import CloneArguments
 
 RESULTS_FILE = "results.json"
+_SEED = "training.data_seed, or training.seed"  # of the order in which a trainer reads the blocks
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """One side of the data: how many blocks there are, and the digest of their ids in order."""
+    """One side of the data: how many blocks one pass has, the digest of them in order, and what decides it."""
 
     blocks: int
-    sha256: str
+    digest: str
+    made_of: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Results:
 
     student: The student's by optimiser step, of those that were evaluated.
     since: The step from which on they are of this validation text; another one was given when the run was resumed.
+    allowed: For each time that the run went on with other training data, the step and what was other (`--allow data`).
     """
 
     train: DataRecord
@@ -37,6 +41,7 @@ class Results:
     teacher: LanguageLoss | None = None
     student: dict[int, float] = field(default_factory=dict)
     since: int = 0
+    allowed: tuple[dict[str, Any], ...] = ()
 
     def with_history(self, history: Iterable[Mapping[str, Any]]) -> Results:
         """With the evaluations that Trainer's log lists."""
@@ -50,9 +55,12 @@ class Results:
         return rows | {name: self.student[at] for at, name in named.items() if at in self.student}
 
 
-def measure_data(blocks: Blocks) -> Results:
-    """The digests of both sides."""
-    return Results(_record(blocks.train), _record(blocks.validation))
+def measure_data(blocks: Blocks, arguments: CloneArguments) -> Results:
+    """What both sides are; nothing is read for it."""
+    train = DataRecord(len(blocks.train), blocks.digests["train"], blocks.made_of["train"])
+    validation = DataRecord(len(blocks.validation), blocks.digests["validation"], blocks.made_of["validation"])
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    return Results(replace(train, made_of={**train.made_of, _SEED: str(seed)}), validation)
 
 
 def read_results(folder: Path) -> Results | None:
@@ -66,6 +74,7 @@ def read_results(folder: Path) -> Results | None:
             teacher=None if teacher is None else LanguageLoss(**teacher),
             student={int(step): float(loss) for step, loss in tree["student"].items()},
             since=int(tree["since"]),
+            allowed=tuple(tree.get("allowed", ())),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -76,29 +85,33 @@ def dump_results(results: Results) -> str:
     return json.dumps(asdict(results), indent=1) + "\n"
 
 
-def carry_over(old: Results | None, new: Results, step: int) -> tuple[Results, list[str]]:
+def carry_over(old: Results | None, new: Results, step: int, allow_data: bool) -> tuple[Results, list[str]]:
     """The record of a run that is resumed at `step`, and what to say of it.
 
+    Args:
+        allow_data: Whether it may go on with other training data, which is recorded.
+
     Raises:
-        InputError: The training text is not the one that the run was begun with.
+        InputError: The training data are not those that the run was begun with; it names what differs.
     """
     if old is None:
         return new, [
             "the run to resume has no results.json that can be read, so its text is not compared with this one"
         ]
-    if old.train != new.train:
-        raise InputError(
-            f"data: the training text is not that of the run to resume, whose {old.train.blocks:,} blocks had other "
-            f"tokens than these {new.train.blocks:,}; give the same text, or begin another run with method.start_from"
-        )
-    if old.validation != new.validation:
-        said = "data: the validation text is not that of the run to resume, so its losses can't be compared"
-        return replace(new, since=step + 1), [said]
-    return replace(new, teacher=old.teacher, student=old.student, since=old.since), []
-
-
-def _record(blocks: Any) -> DataRecord:
-    digest = hashlib.sha256()
-    for batch in blocks.with_format("numpy", columns=["input_ids"]).iter(batch_size=1024):
-        digest.update(batch["input_ids"].tobytes())
-    return DataRecord(len(blocks), digest.hexdigest())
+    said = []
+    new = replace(new, allowed=old.allowed)
+    seeds = [side.made_of.get(_SEED) for side in (old.train, new.train)]
+    if old.train.digest != new.train.digest or seeds[0] != seeds[1]:
+        differs = differences(old.train.made_of, new.train.made_of) or ["how they are packed"]
+        if not allow_data:
+            raise InputError(
+                f"data: the training data are not those of the run to resume ({old.train.blocks:,} blocks, now "
+                f"{new.train.blocks:,}): {'; '.join(differs)}; give the same data, go on by --allow data, or begin "
+                "another run with method.start_from"
+            )
+        new = replace(new, allowed=(*new.allowed, {"step": step, "differs": differs}))
+        said.append(f"data: the training data are others from step {step + 1:,} on: {'; '.join(differs)}")
+    if old.validation.digest != new.validation.digest:
+        said.append("data: the validation text is not that of the run to resume, so its losses can't be compared")
+        return replace(new, since=step + 1), said
+    return replace(new, teacher=old.teacher, student=old.student, since=old.since), said

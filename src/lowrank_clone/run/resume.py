@@ -55,7 +55,6 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.deduplicate": ("free", ""),  # the blocks that come of it are compared
     "data.repeat": ("free", ""),
     "data.shards": ("free", ""),
-    "data.max_epochs": ("free", ""),
     "training.total_tokens": ("free", ""),  # it is max_steps by now
     "training.max_steps": ("said", _RATES),
     "training.num_train_epochs": ("said", _RATES),
@@ -95,8 +94,18 @@ RULES: dict[str, tuple[Rule, str]] = {
 }
 
 
-def compare_recipes(old: Recipe, new: Recipe, checkpoint: object) -> list[str]:
+# Of what is refused, what `--allow data` accepts: it decides which rows are read, and in which order.
+OF_THE_DATA = (
+    *("data.sequence_length", "data.seed", "data.packing", "data.document_mask"),
+    *("training.seed", "training.data_seed"),
+)
+
+
+def compare_recipes(old: Recipe, new: Recipe, checkpoint: object, allow_data: bool = False) -> list[str]:
     """What to say of a resumed run whose recipe is not the one that it was begun with; both recipes are resolved.
+
+    Args:
+        allow_data: Whether it may go on with other training data (`OF_THE_DATA`).
 
     Raises:
         InputError: A field differs that a resumed run can't change.
@@ -108,11 +117,13 @@ def compare_recipes(old: Recipe, new: Recipe, checkpoint: object) -> list[str]:
             continue
         rule, meaning = _rule_of(key)
         change = f"{key}: got {_show(now.get(key))}, the run to resume has {_show(before.get(key))}"
-        if rule == "refused":
+        of_the_data = key in OF_THE_DATA
+        if rule == "refused" and not (of_the_data and allow_data):
+            allow = ", go on with it by --allow data" if of_the_data else ""
             raise InputError(
-                f"{change}; {meaning}; set it back, or begin another run with method.start_from={checkpoint}"
+                f"{change}; {meaning}; set it back{allow}, or begin another run with method.start_from={checkpoint}"
             )
-        if rule == "said":
+        if rule != "free":
             said.append(f"{change}: {meaning}")
     return said
 
