@@ -17,6 +17,7 @@ if _OWN_CACHE:
         "LRC_TEST_CACHE": _OWN_CACHE,
         "HF_HOME": _OWN_CACHE,
         "HF_DATASETS_CACHE": os.path.join(_OWN_CACHE, "datasets"),
+        "LRC_CACHE": os.path.join(_OWN_CACHE, "shards"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -22,7 +22,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(folder / "teacher")
     (folder / "text").mkdir()
     for i in range(20):
-        (folder / "text" / f"{i:02}.txt").write_text("x" * 319)  # with its eos 320 tokens, ten blocks of 32
+        (folder / "text" / f"{i:02}.txt").write_text(f"{i:02}" + "x" * 317)  # with its eos 320 tokens, ten blocks of 32
     (folder / "text" / "README.md").write_text("no text")
     tree = {
         "teacher": {"model": str(folder / "teacher"), "dtype": "float32"},
@@ -55,26 +55,38 @@ def test_epochs_are_turned_into_steps(recipe: Path, capsys) -> None:
     assert code == 0 and "The run reads 540 blocks in 270 steps: 3 epochs" in out
 
 
+def test_a_run_without_a_length_reads_its_text_once(recipe: Path, capsys) -> None:
+    code, out = lrc(capsys, "train", recipe, "--dry-run", "training.max_steps=-1")
+    assert code == 0 and "The run reads 180 blocks in 90 steps: 1 epochs" in out
+
+
 def test_the_last_step_of_an_epoch_may_be_smaller(recipe: Path, capsys) -> None:
     asked = ["training.max_steps=-1", "training.num_train_epochs=2", "training.per_device_train_batch_size=100"]
     code, out = lrc(capsys, "train", recipe, "--dry-run", *asked)
     assert code == 0 and "The run reads 360 blocks in 4 steps: 2 epochs" in out
-    asked = ["training.max_steps=5", "training.per_device_train_batch_size=100000"]  # more than the text has
-    code, out = lrc(capsys, "train", recipe, "--dry-run", *asked)
-    assert code == 0 and "The run reads 900 blocks in 5 steps: 5 epochs" in out
+
+
+@pytest.mark.parametrize("length", ["max_steps=1", "num_train_epochs=5"])
+def test_less_text_than_a_step_is_refused(recipe: Path, capsys, length: str) -> None:
+    asked = ["training.max_steps=-1", f"training.{length}", "training.per_device_train_batch_size=181"]
+    code, err = lrc(capsys, "train", recipe, *asked)
+    assert code == 2 and err.count("\n") == 1
+    assert "an optimiser step reads 181 blocks (181 x 1 micro-batches x 1 processes), and the text makes 180" in err
 
 
 @pytest.mark.parametrize("options", [("--dry-run",), ()])
-def test_a_budget_of_many_epochs_is_a_question(recipe: Path, capsys, options: tuple[str, ...]) -> None:
-    code, err = lrc(capsys, "train", recipe, "training.max_steps=-1", "training.total_tokens=4e9", *options)
+def test_more_than_one_pass_is_a_question(recipe: Path, capsys, options: tuple[str, ...]) -> None:
+    code, err = lrc(capsys, "train", recipe, "training.max_steps=91", *options)
     assert code == 2 and err.count("\n") == 1
-    assert "data.max_epochs: the run's 4,000,000,000 tokens are 694,444 epochs of this text" in err
-    assert "accept it with data.max_epochs=700000" in err
+    assert "data.repeat: the run's 5,824 tokens are 1.01 epochs of this text, which has 5,760" in err
+    assert "shorten the run to training.max_steps=90, or accept it with data.repeat=true" in err
     assert not (recipe.parent / "run").exists()
+    code, err = lrc(capsys, "train", recipe, "training.max_steps=-1", "training.total_tokens=4e9", *options)
+    assert code == 2 and "are 694,444 epochs of this text" in err
 
 
 def test_a_question_can_be_answered(recipe: Path, capsys) -> None:
-    asked = ["training.max_steps=-1", "training.total_tokens=4e9", "data.max_epochs=700000"]
+    asked = ["training.max_steps=-1", "training.total_tokens=4e9", "data.repeat=true"]
     code, out = lrc(capsys, "train", recipe, "--dry-run", *asked)
     assert code == 0 and "694,444 epochs" in out
 

@@ -44,7 +44,7 @@ method:
   target_gradient: false
 
 data:
-  sources:  # files, folders, globs, Hub datasets; weight, text_column, chat_column and max_documents where needed
+  sources:  # files, folders, globs, Hub datasets; weight or tokens, text_column, chat_column and filter where needed
 {sources}
   sequence_length: {length}  # tokens{length_reason}
   validation: {validation}  # share of the text that is held out
@@ -70,6 +70,8 @@ class _Choices:
     batch: int
     validation: float
     train_blocks: int | None
+    sizes: tuple[int | None, ...]
+    """Tokens of each source, about."""
 
 
 def first_recipe(teacher: str, paths: Sequence[str]) -> tuple[str, list[str]]:
@@ -85,7 +87,7 @@ def first_recipe(teacher: str, paths: Sequence[str]) -> tuple[str, list[str]]:
         width=chosen.plan.student_width,
         teacher_width=f"{chosen.plan.teacher_width:,}",
         deployed=chosen.plan.deployed_parameters,
-        sources="\n".join(f"    - path: {_quoted(path)}" for path in paths),
+        sources="\n".join(_sources(paths, chosen.sizes)),
         length=chosen.length,
         length_reason="" if chosen.length == _LONGEST else ", as long as this text or this teacher suggests",
         validation=chosen.validation,
@@ -116,7 +118,16 @@ def _choose(recipe: Recipe, teacher: str) -> _Choices:
     batch = max(1, _STEP_TOKENS // length)
     if blocks is not None:
         batch = max(1, min(batch, blocks // 20))
-    return _Choices(plan, length, batch, validation, blocks)
+    return _Choices(plan, length, batch, validation, blocks, tuple(source.tokens for source in found.sources))
+
+
+def _sources(paths: Sequence[str], sizes: Sequence[int | None]) -> Iterator[str]:
+    """The entries of the sources; where there are several, weights that are their sizes, so that all text is read."""
+    total = sum(size or 0 for size in sizes)
+    for path, size in zip(paths, sizes, strict=True):
+        yield f"    - path: {_quoted(path)}"
+        if len(paths) > 1 and size is not None and None not in sizes:
+            yield f"      weight: {size / total:.3g}  # its share of the text; with another one, see repeat"
 
 
 def _narrower(recipe: Recipe) -> Plan:
