@@ -122,6 +122,8 @@ def test_init_writes_a_recipe_that_passes_a_dry_run(recipe: Path, tmp_path: Path
     assert code == 0 and "Next: lrc train new.yaml --dry-run" in out, out
     made = load_recipe("new.yaml")
     assert (made.teacher.model, [source.path for source in made.data.sources]) == (str(teacher), [str(text), str(odd)])
+    weights = [source.weight for source in made.data.sources]
+    assert weights == pytest.approx([0.0601, 0.94], rel=0.02)  # 6,400 and 100,002 tokens
     assert made.student.hidden_size == 16 and made.data.sequence_length == 64  # of 24 channels and of at most 64 tokens
     assert sum(line.count("#") for line in (tmp_path / "new.yaml").read_text().splitlines()) > 10
     code, _ = lrc(capsys, "train", "new.yaml", "--dry-run")

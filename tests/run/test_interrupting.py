@@ -134,7 +134,7 @@ def test_what_was_not_evaluated_or_logged_before_a_signal_is_made_up(
 ) -> None:
     """The interrupted run has every evaluation of an undisturbed one, and its step counts in a mean of the log."""
     options = {
-        "steps": ("training.eval_strategy=steps", "training.eval_steps=2", "training.max_steps=5"),
+        "steps": ("training.eval_strategy=steps", "training.eval_steps=2", "training.max_steps=5", "data.repeat=true"),
         "epoch": ("training.eval_strategy=epoch", "training.num_train_epochs=2", "training.max_steps=-1"),
     }[strategy]
     options += ("training.logging_steps=3", "training.save_strategy=no", "training.per_device_train_batch_size=80")

@@ -208,7 +208,9 @@ def test_a_run_with_relative_paths_is_known_from_everywhere(
     here, other = tmp_path / "here", tmp_path / "other"
     shutil.copytree(teacher, here / "teacher")
     shutil.copytree(text, here / "texts" / "train")
-    shutil.copytree(text, here / "texts" / "held")
+    (here / "texts" / "held").mkdir()
+    for i in range(5):
+        (here / "texts" / "held" / f"{i}.txt").write_text(f"Held out text number {i}. " * 30)
     other.mkdir()
     monkeypatch.chdir(here)
     held = f"data.validation=[{{path: {Path('texts') / 'held'}}}]"
@@ -283,7 +285,8 @@ def test_what_a_resumed_run_may_change(recipe: Path, run: Path, override: str, r
     options = ("train", recipe, "training.max_steps=3", override, "--resume")
     if rule == "refused":
         message = refused(capsys, *options)
-        assert key in message or "data: the training text" in message
+        assert key in message or "documents of this side (data.sources.0)" in message
+        assert ("--allow data" in message) == (key.startswith("data") or key == "training.seed")
         assert contents(run) == before
         return
     assert lrc(*options) == 0
@@ -318,11 +321,65 @@ def test_other_text_is_refused_and_moved_text_is_not(
         (moved / "5.txt").write_text((moved / "5.txt").read_text().replace("D", "d", 1))
         (moved / "7.txt").write_text((moved / "7.txt").read_text().replace("D", "d", 1))
     message = refused(capsys, "train", recipe, "training.max_steps=3", override, "--resume")
-    assert "the training text is not that of the run to resume" in message
+    assert "the training data are not those of the run to resume" in message and "text (data.sources.0)" in message
     assert contents(run) == before
     shutil.rmtree(moved)
     shutil.copytree(text, moved)
     assert lrc("train", recipe, "training.max_steps=3", override, "--resume") == 0
+
+
+OTHER_DATA = {
+    "data.sequence_length=16": "data.sequence_length (was 32, is 16)",
+    "data.seed=5": "data.seed (was 0, is 5)",
+    "data.validation=0.4": "documents of this side (data.sources.0)",
+    "training.seed=7": "training.data_seed, or training.seed (was 42, is 7)",
+    "training.data_seed=7": "training.data_seed, or training.seed (was 42, is 7)",
+    "data.packing=best_fit": "data.packing (was contiguous, is best_fit)",
+    "data.document_mask=true": "data.document_mask (was False, is True)",
+    "data.sources.0.weight=2": None,  # of the only source
+    "data.sources.0.tokens=3000": "weights and budgets",
+    "data.sources.0.max_documents=9": "text (data.sources.0)",
+    "text": "text (data.sources.0)",
+    "tokenizer": "tokenizer (data.sources.0)",
+}
+
+
+@pytest.mark.parametrize("change", OTHER_DATA)
+def test_other_data_are_gone_on_with_where_that_is_allowed(
+    recipe: Path, run: Path, text: Path, teacher: Path, tmp_path: Path, change: str, caplog, capsys
+) -> None:
+    override, differs = change, OTHER_DATA[change]
+    if change == "text":
+        moved = shutil.copytree(text, tmp_path / "moved")
+        (moved / "0.txt").write_text("Another document. " * 40)
+        override = f"data.sources.0.path={moved}"
+    elif change == "tokenizer":
+        other = shutil.copytree(teacher, tmp_path / "teacher")
+        tree = json.loads((other / "tokenizer.json").read_text())
+        vocabulary = tree["model"]["vocab"]
+        vocabulary["e"], vocabulary["a"] = vocabulary["a"], vocabulary["e"]
+        (other / "tokenizer.json").write_text(json.dumps(tree))
+        override = f"teacher.model={other}"
+    before, options = contents(run), ("train", recipe, "training.max_steps=3", override, "--resume")
+    if differs is not None:
+        refused(capsys, *options)
+        assert contents(run) == before
+    assert lrc(*options, "--allow", "data") == 0
+    results = read_results(run)
+    assert results is not None and (run / "checkpoint-3").is_dir()
+    if differs is None:
+        assert results.allowed == ()
+        return
+    ((step, found),) = [(one["step"], one["differs"]) for one in results.allowed]
+    assert step == 2 and differs in [one.partition(" (was [")[0] for one in found]
+    said = [record.getMessage() for record in caplog.records if record.name == "lowrank_clone"]
+    assert any("the training data are others from step 3 on" in line and differs in line for line in said)
+    assert lrc("train", recipe, "training.max_steps=4", override, "--resume") == 0  # these are its data now
+    assert read_results(run).allowed == results.allowed
+
+
+def test_allowing_other_data_is_for_resuming(recipe: Path, capsys) -> None:
+    assert "--allow data: got it without --resume" in refused(capsys, "train", recipe, "--allow", "data")
 
 
 def test_every_rule_is_of_a_field_and_every_field_but_the_trainer_s_has_one() -> None:

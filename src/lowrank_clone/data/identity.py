@@ -63,7 +63,7 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         before, now = old.get(key), new.get(key)
         if before == now:
             continue
-        readable = all(value is not None and len(value) < 24 for value in (before, now))
+        readable = all(value is not None and len(value) < 16 for value in (before, now))
         found.append(f"{key} (was {before}, is {now})" if readable else key)
     return found
 

@@ -103,7 +103,8 @@ def first_recipe(teacher: str, paths: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _probe(teacher: str, paths: Sequence[str]) -> Recipe:
-    data = DataConfig(sources=[SourceConfig(path=path) for path in paths], sequence_length=2, validation=0.05)
+    sources = [SourceConfig(path=path, repeat=False) for path in paths]
+    data = DataConfig(sources=sources, sequence_length=2, validation=0.05)
     return with_installed_teacher(Recipe(TeacherConfig(teacher), StudentConfig(hidden_size=4), data))
 
 
