@@ -95,17 +95,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     init.add_argument("text", nargs="+", help="files, folders or globs of .txt, .jsonl, .parquet, or a Hub dataset")
     init.add_argument("-o", "--output", default="recipe.yaml", help="file to write (default recipe.yaml)")
 
-    train = command("train", "train a student as a recipe says")
-    _recipe(train)
-    train.add_argument(
-        "--dry-run", action="store_true", help="check everything, say sizes, epochs and time, run nothing"
-    )
-    train.add_argument(
-        "--allow", choices=["data"], help="with --resume: go on although the training data are others, and record it"
-    )
-    folder = train.add_mutually_exclusive_group()
-    folder.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
-    folder.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
+    _train(command("train", "train a student as a recipe says"))
 
     plan = command("plan", "print what a recipe would train, from the teacher's config alone")
     _recipe(plan)
@@ -136,6 +126,19 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         "overrides", nargs="*", default=[], metavar=OVERRIDE, help="override a field of the demo's recipe"
     )
     return parser, commands.choices
+
+
+def _train(train: argparse.ArgumentParser) -> None:
+    _recipe(train)
+    train.add_argument(
+        "--dry-run", action="store_true", help="check everything, say sizes, epochs and time, run nothing"
+    )
+    train.add_argument(
+        "--allow", choices=["data"], help="with --resume: go on although the training data are others, and record it"
+    )
+    folder = train.add_mutually_exclusive_group()
+    folder.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
+    folder.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
 
 
 def _data(data: argparse.ArgumentParser) -> None:

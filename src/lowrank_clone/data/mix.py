@@ -114,7 +114,7 @@ def needed_tokens(config: DataConfig, run_tokens: int | None) -> dict[str, int |
         if wanted is None and run_tokens is not None:
             wanted = max(0, run_tokens - budgets) * source.weight / weights
         enough = None if wanted is None else int(1.05 * wanted / shared) + 4 * config.sequence_length
-        found[f"data.sources.{index}"] = enough
+        found[f"data.sources.{index}"] = None if enough is None else _rounded_up(enough)
     if isinstance(config.validation, list):
         most = config.max_validation_blocks
         found |= {
@@ -122,6 +122,12 @@ def needed_tokens(config: DataConfig, run_tokens: int | None) -> dict[str, int |
             for index in range(len(config.validation))
         }
     return found
+
+
+def _rounded_up(number: int) -> int:
+    """To two digits, so that another number of processes, which rounds a run's steps otherwise, asks for as many."""
+    unit: int = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
 
 
 def _check_budget(stock: Stock) -> None:

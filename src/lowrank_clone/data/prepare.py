@@ -91,36 +91,19 @@ def prepare(
     check_tokenizer(config, tokenizer, vocab_size)
     keyed, needed = keyed_sources(config), needed_tokens(config, run_tokens)
     shards = make_shards(keyed, config, tokenizer, vocab_size, needed=needed, progress=progress)
-    for (key, source), one in zip(keyed, shards, strict=True):
-        if one.documents == 0:
-            raise InputError(
-                f"{key}.path: `{source.path}` holds no text{_left_out(one)}; expected at least one document"
-            )
     near = first_of_near(shards, tokenizer) if config.deduplicate == "minhash" else None
     view = choose([(key, source.path, one) for (key, source), one in zip(keyed, shards, strict=True)], config, near)
     bos = bos_ids(tokenizer)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    assert pad_id is not None
-
-    def side(name: Side) -> list[_Part]:
-        every = list(zip(keyed, shards, strict=True))
-        mine = every[: len(config.sources)] if name == "train" else every[-len(view.validation) :]
-        parts = []
-        for ((key, source), one), chosen in zip(mine, view.of(name), strict=True):
-            if chosen.tokens < config.sequence_length:
-                raise InputError(_too_short(f"{key}.", source.path, name, chosen.tokens, one.tokens, config))
-            packing = pack(one, chosen.runs, config.sequence_length, bool(bos), config.packing)
-            parts.append(_Part(key, source, one, chosen, packing))
-        return parts
-
-    train, validation = side("train"), side("validation")
+    sources = [(key, source, one) for (key, source), one in zip(keyed, shards, strict=True)]
+    train = _packed("train", sources[: len(config.sources)], view.train, config, bool(bos))
+    validation = _packed("validation", sources[-len(view.validation) :], view.validation, config, bool(bos))
     mixed = mix([part.stock for part in train], config, run_tokens)
     shares = mixed.counts if len(validation) == len(train) and not isinstance(config.validation, list) else None
     weights = shares or [part.source.weight for part in validation]
     held = validation_counts([len(part.packing) for part in validation], weights, config.max_validation_blocks)
     sides: dict[Side, tuple[list[_Part], Sequence[int]]]
     sides = {"train": (train, mixed.counts), "validation": (validation, held)}
-    rows = {name: _rows(parts, counts, config, bos, pad_id) for name, (parts, counts) in sides.items()}
+    rows = {name: _rows(parts, counts, config, bos, _pad_id(tokenizer)) for name, (parts, counts) in sides.items()}
     reports = [report for name, (parts, counts) in sides.items() for report in _reports(name, parts, counts)]
     return Blocks(
         rows["train"],
@@ -132,6 +115,34 @@ def prepare(
             for name, (parts, counts) in sides.items()
         },
     )
+
+
+def _packed(
+    side: Side,
+    sources: Sequence[tuple[str, SourceConfig, TokenSource]],
+    chosen: Sequence[Chosen],
+    config: DataConfig,
+    bos: bool,
+) -> list[_Part]:
+    """The blocks of each source on a side.
+
+    Raises:
+        InputError: A source has less than one.
+    """
+    parts = []
+    for (key, source, shards), documents in zip(sources, chosen, strict=True):
+        if documents.tokens < config.sequence_length:
+            raise InputError(_too_short(key, source.path, side, documents.tokens, shards.tokens, config))
+        packing = pack(shards, documents.runs, config.sequence_length, bos, config.packing)
+        parts.append(_Part(key, source, shards, documents, packing))
+    return parts
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands in padding, which nothing learns from; every tokenizer has an eos by now."""
+    found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    assert isinstance(found, int)
+    return found
 
 
 def _rows(
@@ -182,17 +193,10 @@ def _report(side: Side, part: _Part, count: int, share: float) -> SourceReport:
     )
 
 
-def _left_out(shards: TokenSource) -> str:
-    """In brackets, what was left out of a source and why."""
-    reasons = [f"{count:,} rows left out: {reason}" for reason, count in shards.manifest.dropped.items()]
-    first = shards.manifest.first_error
-    return f" ({', '.join(reasons)}{'' if first is None else f', the first: {first}'})" if reasons else ""
-
-
 def _too_short(key: str, path: str, side: Side, count: int, whole: int, config: DataConfig) -> str:
     other = f", of {whole:,} in all," if count < whole else ""
     lower = max(2, (whole if count < whole else count) // 4)
     return (
-        f"{key}path: `{path}` has {count:,} tokens for {side}{other} but one block needs {config.sequence_length:,}; "
+        f"{key}.path: `{path}` has {count:,} tokens for {side}{other} but one block needs {config.sequence_length:,}; "
         f"give more text, or lower data.sequence_length to {lower:,} or less"
     )

@@ -97,7 +97,7 @@ class RunReader:
             student=self._student[0],
             taps=logged_taps(metrics),
             validation_tokens=None if results is None or results.teacher is None else results.teacher.tokens,
-            text=None if results is None else results.validation.sha256,
+            text=None if results is None else results.validation.digest,
             vocabulary=self._vocabulary if self._tokenizer else None,
             samples=samples,
             ranks=ranks,
