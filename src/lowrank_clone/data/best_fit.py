@@ -55,7 +55,7 @@ class BestFit(Packing):
     """
 
     def __init__(self, windows: list[_Window], length: int, bos: bool, cut: int) -> None:
-        self.length, self._windows, self.cut = length, windows, cut
+        self.length, self._windows, self.cut, self.joins = length, windows, cut, False
         self._first = np.cumsum([0, *(len(window.bounds) - 1 for window in windows)])
         lengths = [window.lengths for window in windows]
         self.tokens = sum(int((part & ~_CONTINUED).sum(dtype=np.int64)) for part in lengths)

@@ -88,7 +88,7 @@ class PackedBlocks(Sequence[dict[str, Tensor]], torch.utils.data.Dataset[dict[st
             ids[place] = source.read(piece.start, piece.stop)
             left_out[place] = source.masked(piece.start, piece.stop)
             left_out[at] |= piece.continued and at > 0  # what stands before it is not what stood there in its text
-            if self.document_mask:
+            if self.document_mask and packing.joins:
                 begins[source.document_starts(piece.start + 1, piece.stop) - piece.start + at] = True
             at = place.stop
         row = {"input_ids": ids}

@@ -63,12 +63,14 @@ class Packing(ABC):
         tokens: Of the stream, each in exactly one block.
         padding: Places that hold no token in all blocks together.
         bos: Places that hold a bos which is not in the stream.
+        joins: Whether a piece may hold several documents.
     """
 
     length: int
     tokens: int
     padding: int
     bos: int
+    joins: bool
 
     @abstractmethod
     def __len__(self) -> int:
@@ -89,7 +91,7 @@ class Contiguous(Packing):
     """
 
     def __init__(self, runs: np.ndarray, length: int, hits: np.ndarray, bos: bool) -> None:
-        self.length, self._runs, self._step = length, runs, length - bos
+        self.length, self._runs, self._step, self.joins = length, runs, length - bos, True
         self._offsets = np.concatenate([[0], np.cumsum(runs[:, 1] - runs[:, 0])])
         self.tokens = int(self._offsets[-1])
         # From a hit on, blocks go on in steps; between two hits they do so without a remainder.
