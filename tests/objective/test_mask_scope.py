@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from lowrank_clone.model import CloneModel
 from lowrank_clone.objective.evaluate import language_loss
 from lowrank_clone.objective.tokens import count_tokens, counted
-from lowrank_clone.training.batches import padded
+from lowrank_clone.training.batches import new_batches, padded
 from lowrank_clone.training.evaluation import evaluate_losses
 
 
@@ -82,3 +83,20 @@ def test_rows_that_leave_out_what_says_nothing() -> None:
     assert shorter["labels"].tolist() == [[*ids[0][:5].tolist(), *[-100] * 7], rows[1]["labels"].tolist()]
     assert shorter["attention_mask"].sum(1).tolist() == [5, 9]
     assert set(padded([rows[0], rows[0]])) == {"input_ids"}
+
+
+@pytest.mark.parametrize("scope", ["all", "lm"])
+def test_rows_that_fill_up_the_last_batch_count_nowhere(scope: Any) -> None:
+    state = SimpleNamespace(end_of_dataloader=True, active_dataloader=None, remainder=-1)
+    second: Any = SimpleNamespace(  # of two processes, which read two rows each of a data set of three
+        accelerator=SimpleNamespace(gradient_state=state),
+        args=SimpleNamespace(process_index=1, world_size=2),
+        _prepare_inputs=dict,
+    )
+    ((made, new),) = new_batches(second, [{"input_ids": batch()}], range(3), scope)
+    assert new == 1
+    assert count_tokens(made, scope).tolist() == count_tokens({"input_ids": batch()[:1]}, scope).tolist()
+    model = clone(mask_scope=scope)
+    alone, filled = model(input_ids=batch()[:1]), model(**made)
+    for term in ("lm", "kl", "clone"):
+        assert float(getattr(filled, term)) == pytest.approx(float(getattr(alone, term)), rel=1e-5)
