@@ -43,6 +43,7 @@ from .redaction import without_secrets
 from .report import REPORT_FILE, RunReader
 from .results import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
 from .samples import SAMPLES_FILE, measure_samples
+from .trackers import place_trackers
 
 _log = logging.getLogger("lowrank_clone")
 
@@ -138,6 +139,8 @@ def _train(
         folder.write(RESULTS_FILE, dump_results(results))
         job.arguments.output_dir = str(folder.path)
         trainer = make_trainer(job, clone, blocks)
+        if (look := place_trackers(trainer, job.folder.resolve())) is not None:
+            console.print(f"  {look}")
         run_trainer(trainer, job, folder, interruption)
         step = _step_of_the_student(trainer)
         results = results.with_history(trainer.state.log_history)
