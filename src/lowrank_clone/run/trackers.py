@@ -12,8 +12,8 @@ from transformers.integrations import TensorBoardCallback
 def place_trackers(trainer: Trainer, folder: Path) -> str | None:
     """Let TensorBoard write beside the run's folder, in `FOLDER-tensorboard`, unless its variable says where.
 
-    The variable is TENSORBOARD_LOGGING_DIR. In the folder itself its files would be the leavings of a run that failed, or go with the run that they are of when
-    that is replaced.
+    The variable is TENSORBOARD_LOGGING_DIR. In the folder itself its files would be left by a run that failed, and go
+    with the run that they are of when that is replaced.
 
     Returns:
         How to look at them, or None if TensorBoard is not asked for.
