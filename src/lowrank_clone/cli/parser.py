@@ -56,6 +56,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             hint = f"did you mean `lrc {near[0]}`?" if near else f"there are {', '.join(commands)}"
             raise InputError(f"no command `{one_line(name, 50)}`; {hint}")
         parser.parse_args(argv)
+    if name == "data" and rest[:1] == ["stats"]:
+        name, rest = "data stats", rest[1:]
     command = commands[name]
     _refuse_unknown_options(command, rest)
     # A subparser of argparse's own would take overrides before the options only.
@@ -87,7 +89,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     def command(name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
         text = f"{summary[0].upper()}{summary[1:]}. {more}".strip()
         added = commands.add_parser(name, help=summary, description=text)
-        added.set_defaults(command=name)
+        added.set_defaults(command=name.replace(" ", "_"))
         return added
 
     init = command("init", "write a commented recipe for a teacher and a text", more="Nothing is overwritten.")
@@ -106,6 +108,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         more="What was made before is used again; after a kill, the same command goes on.",
     )
     _data(data)
+    _stats(command("data stats", "show what a recipe's text is like, as a table and a figure"))
 
     _inspect(command("inspect", "measure what a run's student kept of its teacher, with figures"))
     _report(command("report", "write one HTML page of a run, or of several side by side, that needs nothing beside it"))
@@ -155,6 +158,21 @@ def _data(data: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an option of sbatch, as partition=cpu; partition and time are needed",
     )
+
+
+def _stats(stats: argparse.ArgumentParser) -> None:
+    _recipe(stats)
+    stats.add_argument(
+        "--tokens",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="tokens of each source to measure the teacher's loss on (default 4096; 0 reads no weights)",
+    )
+    stats.add_argument(
+        "--figure", default="data-stats.png", metavar="FILE", help="file for the figure (data-stats.png)"
+    )
+    stats.add_argument("--json", action="store_true", help="print JSON in place of the table")
 
 
 def _positive(text: str) -> int:

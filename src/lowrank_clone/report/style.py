@@ -22,4 +22,4 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG."""
-    figure.savefig(path, format="png", dpi=110)
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": "lowrank-clone"})

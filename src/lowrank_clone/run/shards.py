@@ -24,11 +24,11 @@ def shard_jobs(recipe: Recipe) -> list[SourceJob]:
     check_length(recipe.data, max_length(config))
     tokenizer = load_tokenizer(recipe.teacher)
     check_tokenizer(recipe.data, tokenizer, config.vocab_size)
-    needed = needed_tokens(recipe.data, _run_tokens(recipe))
+    needed = needed_tokens(recipe.data, recipe_tokens(recipe))
     return make_jobs(keyed_sources(recipe.data), recipe.data, tokenizer, config.vocab_size, needed)
 
 
-def _run_tokens(recipe: Recipe) -> int | None:
+def recipe_tokens(recipe: Recipe) -> int | None:
     """Tokens that a run reads whose length is counted in steps: no more of a Hub dataset is downloaded."""
     arguments = make_arguments(recipe)
     steps = arguments.max_steps
