@@ -52,7 +52,7 @@ def _notes(tokens: int, length: int, packing: str) -> list[str]:
     """What the columns are, with their units."""
     notes = [
         "documents, tokens: of the source, both sides; share: of the tokens of one pass, asked: by weights or budgets;",
-        f"passes: how often one pass of the mix reads the source; full: places of its blocks of {length:,} that hold its "
+        f"passes: how often one pass of the mix reads the source; full: places of its blocks of {length:,} with its "
         f"tokens ({packing}); lengths in tokens.",
     ]
     if tokens:

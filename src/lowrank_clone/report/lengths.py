@@ -25,7 +25,7 @@ def draw_lengths(
 
 
 def lengths(counts: Mapping[str, Sequence[int]], shares: Mapping[str, tuple[float, float | None]]) -> Figure:
-    """Left the share of each source's documents by their length, right its share of one pass, as it is and as asked for.
+    """Left the share of each source's documents by their length, right its share of one pass, as it is and as asked.
 
     Args:
         counts: By source, documents by powers of two: `counts[k]` of 2^k to 2^(k+1) - 1 tokens.
