@@ -67,7 +67,7 @@ def test_runs_side_by_side_and_figures(run: Path, tmp_path: Path, capsys: Any) -
     assert {path.suffix for path in figures.iterdir()} == {".svg", ".png"}
     assert (figures / "lm.svg").read_text().startswith("<svg")
     results = json.loads((other / "results.json").read_text())
-    change(other / "results.json", validation={**results["validation"], "sha256": "0" * 64})
+    change(other / "results.json", validation={**results["validation"], "digest": "0" * 64})
     assert lrc("report", run, other, "-o", output) == 0
     assert "They were validated on other texts" in text_of(output)
 
@@ -82,7 +82,7 @@ def test_other_tokenizers_side_by_side_are_said(run: Path, teacher: Path, tmp_pa
     recipe["teacher"]["model"] = str(foreign)
     (other / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     results = json.loads((other / "results.json").read_text())
-    change(other / "results.json", validation={**results["validation"], "sha256": "0" * 64})
+    change(other / "results.json", validation={**results["validation"], "digest": "0" * 64})
     assert lrc("report", run, other, "-o", tmp_path / "both.html") == 0
     shown = text_of(tmp_path / "both.html")
     assert "They have other tokenizers" in shown and "can't be ranked" in shown

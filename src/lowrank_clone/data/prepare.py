@@ -91,7 +91,7 @@ def prepare(
     check_tokenizer(config, tokenizer, vocab_size)
     keyed, needed = keyed_sources(config), needed_tokens(config, run_tokens)
     shards = make_shards(keyed, config, tokenizer, vocab_size, needed=needed, progress=progress)
-    near = first_of_near(shards, tokenizer) if config.deduplicate == "minhash" else None
+    near = first_of_near(shards, tokenizer, progress) if config.deduplicate == "minhash" else None
     view = choose([(key, source.path, one) for (key, source), one in zip(keyed, shards, strict=True)], config, near)
     bos = bos_ids(tokenizer)
     sources = [(key, source, one) for (key, source), one in zip(keyed, shards, strict=True)]

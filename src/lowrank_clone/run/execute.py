@@ -32,6 +32,7 @@ from ..training.metrics import MetricsFile, read_metrics
 from ..training.saving import StartCheckpoint
 from ..training.speed import Speed
 from ..training.trainer import CloneTrainer
+from .bos import say_bos_gap
 from .build_clone import is_calibrated, make_clone
 from .disk import disk_errors
 from .export import CardFacts, export_student, teacher_license
@@ -135,6 +136,8 @@ def _train(
     teacher = results.teacher or language_loss(clone.teacher, blocks.validation, size)
     results = replace(results, teacher=teacher)
     console.print(f"  validation loss of the teacher: {teacher.loss:.4f} nats/token")
+    if folder.leader and job.checkpoint is None:
+        say_bos_gap(clone.teacher, job.tokenizer, blocks.validation, console)
     with disk_errors(f"could not write into `{folder.path}`", folder.after_a_full_disk):
         folder.write(RESULTS_FILE, dump_results(results))
         job.arguments.output_dir = str(folder.path)

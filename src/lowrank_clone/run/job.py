@@ -15,6 +15,7 @@ from ..data.check import check_length, check_sources, keyed_sources
 from ..data.files import find_files
 from ..errors import InputError, one_line
 from ..execution.checkpointing import checkpointing_options
+from ..objective.documents import document_mask_refusal
 from ..plan.classify import make_plan
 from ..plan.decoder import decoder_config
 from ..plan.roles import Plan
@@ -87,6 +88,8 @@ def check(
     if arguments.activation_checkpointing:
         options: Any = arguments.activation_checkpointing_kwargs
         checkpointing_options(plan.student_config, options)
+    if recipe.data.document_mask and (reason := document_mask_refusal(plan)):
+        raise InputError(f"data.document_mask: {reason}; set it to false")
     if checkpoint is not None:
         check_going_on(plan, recipe.method, checkpoint)
     if start_from is not None:

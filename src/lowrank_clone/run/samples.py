@@ -27,7 +27,7 @@ def measure_samples(clone: CloneModel, blocks: Blocks, tokenizer: PreTrainedToke
     """The text of samples.json: greedy continuations of validation text, and effective ranks on a few blocks of it."""
     validation = blocks.validation
     chosen = sorted({i * len(validation) // COUNT for i in range(COUNT)})
-    ids = torch.tensor([validation[i]["input_ids"] for i in chosen], device=clone.student.device)
+    ids = torch.stack([validation[i]["input_ids"] for i in chosen]).to(clone.student.device)
     given = min(PROMPT, ids.shape[1] // 2)
     after = min(LENGTH, ids.shape[1] - given)
     prompts = ids[:, :given]
