@@ -148,6 +148,14 @@ def test_documents_that_fit_badly_are_cut_until_padding_is_below_one_percent(bos
     assert packed.padding == len(packed) * 512 - lengths.sum() - packed.bos
 
 
+def test_a_few_documents_stay_whole_where_no_packing_takes_fewer_blocks() -> None:
+    packed = pack(Lengths([6, 7, 3, 2]), np.array([[0, 18]]), 10, False, "best_fit")
+    assert [packed.pieces(i) for i in range(2)] == [
+        [Piece(6, 13, False), Piece(13, 16, False)],
+        [Piece(0, 6, False), Piece(16, 18, False)],
+    ]
+
+
 def test_a_stretch_without_documents() -> None:
     for how in ("contiguous", "best_fit"):
         packed = pack(Lengths([5]), np.empty((0, 2), np.int64), 4, True, how)

@@ -173,13 +173,14 @@ def best_fit_decreasing(places: np.ndarray, length: int) -> np.ndarray:
 def _fill(pieces: _Pieces, block: np.ndarray, length: int, bos: bool) -> tuple[_Pieces, np.ndarray, int]:
     """Where too much is padding, the pieces of the emptiest blocks joined and cut; how many more cuts there are."""
     used = np.bincount(block, weights=pieces.places(bos)).astype(np.int64)
-    if len(used) * length - used.sum() <= PADDING * len(used) * length:
+    # With less padding than a block has places, no other packing takes fewer blocks.
+    if len(used) * length - used.sum() <= max(PADDING * len(used) * length, length - 1):
         return pieces, block, 0
     emptiest = np.argsort(used, kind="stable")
     joined = np.cumsum(used[emptiest])
     blocks = len(used) - np.arange(1, len(used) + 1) - (-joined // length)  # those left, and those of the joined
     padding = blocks * length - used.sum()
-    chosen = np.flatnonzero(padding <= PADDING / 2 * blocks * length)
+    chosen = np.flatnonzero(padding <= np.maximum(PADDING / 2 * blocks * length, length - 1))
     opened = np.zeros(len(used), bool)
     opened[emptiest[: chosen[0] + 1 if len(chosen) else len(used)]] = True
     inside = opened[block]
