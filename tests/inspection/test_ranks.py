@@ -37,8 +37,8 @@ def test_stream_ranks_equal_those_of_the_layers_outputs(family: str) -> None:
 @pytest.mark.parametrize("length", [4, 40])  # fewer rows than channels, and more
 def test_ranks_of_one_pass_are_those_of_a_long_measurement(length: int) -> None:
     clone, rows = clone_of(), blocks(3, length)
-    models = (clone.teacher, clone.student, clone.plan, rows)
-    for few, many in zip(rows_ranks(*models), stream_ranks(*models), strict=True):
+    models, texts = (clone.teacher, clone.student, clone.plan), [torch.tensor(row["input_ids"]) for row in rows]
+    for few, many in zip(rows_ranks(*models, texts), stream_ranks(*models, rows), strict=True):
         assert few.layer == many.layer
         assert few.teacher == pytest.approx(many.teacher, rel=1e-9)
         assert few.student == pytest.approx(many.student, rel=1e-9)

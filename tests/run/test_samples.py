@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from tiny import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
-from lowrank_clone.data.prepare import Blocks
 from lowrank_clone.inspection.ranks import stream_ranks
 from lowrank_clone.model import CloneModel
-from lowrank_clone.run.samples import continuations, measure_samples
+from lowrank_clone.run.samples import continuation_ids, longest_document, measure_samples
 
 TOKENIZER = tiny_tokenizer(bos=False, eos=True, chat=True)
 
@@ -40,35 +38,43 @@ def greedy(model: Any, prompt: list[int], tokens: int) -> list[int]:
 
 
 def test_continuations_are_greedy_and_end_with_the_text() -> None:
-    clone, prompts = clone_of(), rows(3, 6)
-    for model in (clone.teacher, clone.student):
-        found = continuations(model, torch.tensor(prompts), 12, TOKENIZER)
-        assert [row.tolist() for row in found] == [greedy(model, prompt, 12) for prompt in prompts]
+    clone = clone_of()
+    for prompt in rows(3, 6):
+        for model in (clone.teacher, clone.student):
+            found = continuation_ids(model, torch.tensor(prompt), 12, TOKENIZER)
+            assert found.tolist() == greedy(model, prompt, 12)
 
 
-@pytest.mark.parametrize(("count", "length"), [(1, 8), (9, 32), (3, 160)])
+@pytest.mark.parametrize(("count", "length"), [(1, 8), (9, 32), (3, 160), (2, 2)])
 def test_samples_are_spread_over_the_validation_text(count: int, length: int) -> None:
     clone, ids = clone_of(), rows(count, length)
-    held_out = datasets.Dataset.from_dict({"input_ids": ids})
+    held_out = [{"input_ids": row} for row in ids]
     modes = [module.training for module in clone.modules()]
-    tree = json.loads(measure_samples(clone, Blocks(held_out, held_out, None), TOKENIZER))  # type: ignore[arg-type]
+    tree = json.loads(measure_samples(clone, held_out, TOKENIZER))
     assert [module.training for module in clone.modules()] == modes
     given = min(48, length // 2)
     prompts = [TOKENIZER.decode(ids[i][:given]) for i in sorted({i * count // 4 for i in range(4)})]
     assert [sample["prompt"] for sample in tree["samples"]] == prompts
     assert tree["samples"][0]["truth"] == TOKENIZER.decode(ids[0][given : given + 48])
-    assert tree["samples"][0]["teacher"] == TOKENIZER.decode(
-        greedy(clone.teacher, ids[0][:given], min(48, length - given))
-    )
+    assert tree["samples"][0]["teacher"] == TOKENIZER.decode(greedy(clone.teacher, ids[0][:given], 48))
     oracle = stream_ranks(clone.teacher, clone.student, clone.plan, held_out)
     assert tree["rank_tokens"] == count * length
     assert [rank["student"] for rank in tree["ranks"]] == pytest.approx([rank.student for rank in oracle], rel=1e-5)
 
 
+def test_of_a_packed_row_the_longest_document_is_taken_without_padding() -> None:
+    ids = torch.arange(10)
+    row = {"input_ids": ids, "position_ids": torch.tensor([0, 1, 0, 1, 2, 3, 0, 1, 0, 0])}
+    assert longest_document(row).tolist() == [2, 3, 4, 5]
+    padded = {**row, "attention_mask": torch.tensor([1, 1, 1, 0, 0, 0, 1, 1, 0, 0])}
+    assert longest_document(padded).tolist() == [0, 1]
+    assert longest_document({"input_ids": ids}).tolist() == list(range(10))
+
+
 def test_layers_that_are_compiled_write_the_same() -> None:
     plain, compiled = clone_of(), clone_of()
     compiled.compile_layers(backend="eager")
-    prompts = torch.tensor(rows(2, 6))
+    prompt = torch.tensor(rows(1, 6)[0])
     with torch.compiler.set_stance("force_eager"):
-        found = [continuations(clone.student, prompts, 8, TOKENIZER) for clone in (plain, compiled)]
-    assert [row.tolist() for row in found[0]] == [row.tolist() for row in found[1]]
+        found = [continuation_ids(clone.student, prompt, 8, TOKENIZER) for clone in (plain, compiled)]
+    assert found[0].tolist() == found[1].tolist()

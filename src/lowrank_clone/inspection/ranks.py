@@ -50,17 +50,17 @@ def stream_ranks(
 
 @torch.no_grad()
 def rows_ranks(
-    teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, blocks: Sequence[Any]
+    teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan, texts: Sequence[Tensor]
 ) -> tuple[StreamRank, ...]:
-    """`stream_ranks` of blocks that fit into one forward pass: cheap for wide models, since the n x n products of rows
-    have the same eigenvalues as their covariance."""
+    """`stream_ranks` of a few texts, ids [length] each of its own: cheap for wide models, since the n x n products of
+    rows have the same eigenvalues as their covariance."""
     layers = model_blocks(student)
 
     def ranks(model: PreTrainedModel, width: int) -> list[float]:
         rows: dict[int, list[Tensor]] = {}
         with _watch_stream(model, layers, width, lambda place, seen: rows.setdefault(place, []).append(seen.cpu())):
-            for ids in token_batches(blocks, model.device, "measuring ranks", False):
-                forward(model, ids)
+            for ids in texts:
+                forward(model, ids[None].to(model.device))
         return [effective_rank(torch.cat(rows[place])) for place in sorted(rows)]
 
     both = zip(ranks(teacher, plan.teacher_width), ranks(student, plan.student_width), strict=True)

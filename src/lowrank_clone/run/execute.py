@@ -221,7 +221,7 @@ def finish(job: Job, folder: RunFolder, clone: CloneModel, facts: CardFacts, blo
     levels = {"teacher": facts.losses["teacher"]}
     draw_curves(read_metrics(folder.path / "metrics.jsonl"), folder.path / "curves.png", levels)
     folder.add([folder.path / "curves.png"])
-    folder.write(SAMPLES_FILE, measure_samples(clone, blocks, job.tokenizer))
+    folder.write(SAMPLES_FILE, measure_samples(clone, blocks.validation, job.tokenizer))
     folder.write(REPORT_FILE, page([RunReader(folder.path, folder.folder.resolve().name).read(finished=True)]))
 
 
