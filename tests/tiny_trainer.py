@@ -42,6 +42,7 @@ def arguments(folder: Path, **options: Any) -> CloneArguments:
         "use_cpu": True,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        "rehearse": False,
     }
     return CloneArguments(output_dir=str(folder), **{**defaults, **options})
 

@@ -30,9 +30,9 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         message: One line.
-        signum: The signal that asked; a shell expects the exit code `128 + signum` (130 for Ctrl-C, 143 for SIGTERM).
+        exit_code: `128 + signum`, as a shell expects it of a signal (`training/interrupt.py` lists all).
     """
 
-    def __init__(self, message: str, signum: int) -> None:
+    def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signum
+        self.exit_code = exit_code

@@ -21,7 +21,7 @@ from lowrank_clone.training import trainer
 from lowrank_clone.training.last_checkpoint import last_checkpoint
 from lowrank_clone.training.trainer import CloneTrainer
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGHUP: 129}
 
 
 def signals_at(
@@ -152,9 +152,7 @@ def test_what_was_not_evaluated_or_logged_before_a_signal_is_made_up(
     assert lrc("train", recipe, *options, f"training.output_dir={cut}", "--resume") == 0
     results = [json.loads((folder / "results.json").read_text()) for folder in (whole, cut)]
     assert results[0] == results[1]
-    lines = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
-    assert {line["step"] for line in lines if "eval_lm" in line} == evaluated
-    assert call in {line["step"] for line in lines if "lm" in line}
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("after", [0, 1, 4])

@@ -380,14 +380,14 @@ def test_factors_that_are_not_what_was_written_are_refused(change: Any, message:
 def test_a_save_that_is_cut_off_leaves_what_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-2"
     with checksums.written_whole(folder):
-        (folder / "trainer_state.json").write_text("{}")
+        (folder / "trainer_state.json").write_text('{"global_step": 2}')
     assert last_checkpoint(tmp_path) == folder
     with pytest.raises(OSError, match="full"), checksums.written_whole(folder):
         assert last_checkpoint(tmp_path) == tmp_path / "_checkpoint-2"  # as after a kill at this moment
         (folder / "trainer_state.json").write_text('{"cut')
         raise OSError("full")
     assert last_checkpoint(tmp_path) == folder
-    assert (folder / "trainer_state.json").read_text() == "{}"
+    assert (folder / "trainer_state.json").read_text() == '{"global_step": 2}'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
 
 

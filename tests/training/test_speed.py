@@ -48,7 +48,7 @@ def test_every_line_of_training_has_both_and_the_trainer_s_history_neither(tmp_p
     trainer.train()
     lines = read_metrics(path)
     training = [line for line in lines if "lm" in line]
-    assert len(training) == 2 and len(lines) == 5
+    assert len(training) == 2 and len(lines) == 4
     for line in training:
         assert line["tokens_per_second"] > 0
         assert 0 < line["memory_gib"] < psutil.virtual_memory().total / 2**30

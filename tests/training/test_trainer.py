@@ -275,6 +275,7 @@ def test_a_checkpoint_holds_the_factors_and_nothing_of_the_teacher(tmp_path: Pat
         "optimizer.pt",
         "plan.json",
         "rng_state.pth",
+        "running.json",
         "scheduler.pt",
         "trainer_state.json",
     ]
@@ -367,7 +368,7 @@ def test_a_non_finite_loss_stops_with_the_last_good_state(
     whole = trainer_of(tmp_path / "whole", clone(clone_normalization=normalization), **options)
     whole.train()
     model = clone(clone_normalization=normalization)
-    trainer = trainer_of(tmp_path / "run", model, [Poison(model, step)], **options)
+    trainer = trainer_of(tmp_path / "run", model, [Poison(model, step)], on_spike="stop", **options)
     size = 2 * options.get("gradient_accumulation_steps", 1)
     with pytest.raises(NonFiniteLoss) as caught:
         trainer.train()
@@ -419,7 +420,7 @@ def test_a_full_disk_at_a_non_finite_loss_keeps_the_checkpoint_of_that_state(
                 monkeypatch.setattr(checkpoint, "save_file", full_disk)
 
     with pytest.raises(NonFiniteLoss):
-        trainer_of(tmp_path, model, [Poison(model, 2), Fill()]).train()
+        trainer_of(tmp_path, model, [Poison(model, 2), Fill()], on_spike="stop").train()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 

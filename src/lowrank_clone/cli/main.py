@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `lrc`.
 
     Returns:
-        0, or 2 for the user's mistakes, 1 for training that had to stop, 130 after Ctrl-C, 143 after SIGTERM.
+        0, or 2 for the user's mistakes, 1 for training that had to stop, 75 when its time is over, and 128 and the
+        signal's number after one: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP.
     """
     _make_writable()
     if not sys.stderr.isatty():

@@ -21,6 +21,8 @@ a first run:
 A mistake is one line and exit code 2, before any long work. Documentation: docs/ and README.md.
 """
 OVERRIDE = "section.key=value"
+# Sections of a recipe in which a resumed run may be allowed to differ (`--allow`).
+SECTIONS = ("method", "data", "training")
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,9 +61,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if name == "data" and rest[:1] == ["stats"]:
         name, rest = "data stats", rest[1:]
     command = commands[name]
+    rest = _with_its_value(rest)
     _refuse_unknown_options(command, rest)
     # A subparser of argparse's own would take overrides before the options only.
     return command.parse_intermixed_args(rest)
+
+
+def _with_its_value(given: Sequence[str]) -> list[str]:
+    """`--resume auto` as one word, and `--resume` alone as `--resume=last`, since an override may follow it."""
+    found: list[str] = []
+    for word in given:
+        if word == "auto" and found and found[-1] == "--resume=last":
+            found[-1] = "--resume=auto"
+        else:
+            found.append("--resume=last" if word == "--resume" else word)
+    return found
 
 
 def _refuse_unknown_options(command: argparse.ArgumentParser, given: Sequence[str]) -> None:
@@ -97,7 +111,9 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     init.add_argument("text", nargs="+", help="files, folders or globs of .txt, .jsonl, .parquet, or a Hub dataset")
     init.add_argument("-o", "--output", default="recipe.yaml", help="file to write (default recipe.yaml)")
 
-    _train(command("train", "train a student as a recipe says"))
+    train = command("train", "train a student as a recipe says")
+    _recipe(train)
+    _train(train)
 
     plan = command("plan", "print what a recipe would train, from the teacher's config alone")
     _recipe(plan)
@@ -129,19 +145,6 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         "overrides", nargs="*", default=[], metavar=OVERRIDE, help="override a field of the demo's recipe"
     )
     return parser, commands.choices
-
-
-def _train(train: argparse.ArgumentParser) -> None:
-    _recipe(train)
-    train.add_argument(
-        "--dry-run", action="store_true", help="check everything, say sizes, epochs and time, run nothing"
-    )
-    train.add_argument(
-        "--allow", choices=["data"], help="with --resume: go on although the training data are others, and record it"
-    )
-    folder = train.add_mutually_exclusive_group()
-    folder.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
-    folder.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
 
 
 def _data(data: argparse.ArgumentParser) -> None:
@@ -201,3 +204,25 @@ def _inspect(inspect: argparse.ArgumentParser) -> None:
     inspect.add_argument("--tokens", type=int, default=4096, help="validation tokens to measure on (default 4096)")
     inspect.add_argument("--start", action="store_true", help="measure the student before training, too")
     inspect.add_argument("--no-html", action="store_true", help="write no report.html")
+
+
+def _train(train: argparse.ArgumentParser) -> None:
+    train.add_argument(
+        "--dry-run", action="store_true", help="check everything, say sizes, epochs and time, run nothing"
+    )
+    folder = train.add_mutually_exclusive_group()
+    folder.add_argument(
+        *("--resume",),
+        choices=("last", "auto"),
+        metavar="[auto]",
+        help="go on from the last complete checkpoint; auto: where there is none, begin",
+    )
+    folder.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
+    train.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=SECTIONS,
+        metavar="SECTION",
+        help="let a resumed run have another method, data or training section than it was begun with; may be repeated",
+    )

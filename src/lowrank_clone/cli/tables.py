@@ -5,25 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import datasets
 import huggingface_hub
-import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
 
-from ..cost.estimate import Cost, Recompute, estimate
-from ..execution.checkpointing import checkpointing_options
+from ..cost.estimate import Cost, Recompute
 from ..objective.probe import foresee_taps
 from ..plan.roles import Plan
 from ..plan.sizes import remarks, size_rows
-from ..recipe.method import clone_settings, last_kinds
-from ..recipe.schema import Ramp, Recipe
+from ..recipe.method import last_kinds
+from ..recipe.schema import Recipe
 from ..recipe.training import batch_sizes, training_arguments
+from ..run.estimates import estimator, recomputation
 
 if TYPE_CHECKING:
     from ..inspection.sheets import Sheet
@@ -82,40 +79,10 @@ def print_plan(recipe: Recipe, plan: Plan) -> Cost:
     return print_cost(recipe, plan, arguments, recomputed)
 
 
-def recomputation(arguments: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """What the activation checkpointing of these training arguments is to the cost model.
-
-    Raises:
-        InputError: Its options are not usable.
-    """
-    # The second is transformers' older name of the first.
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    if not any(arguments.get(name) for name in names):
-        return {"recompute": "nothing"}
-    options: dict[str, Any] = next((given for name in names if (given := arguments.get(f"{name}_kwargs"))), {})
-    checkpointing_options(plan.student_config, options)
-    return {"recompute": options.get("recompute", "all"), "every_n_layers": options.get("every_n_layers", 1)}
-
-
 def print_cost(recipe: Recipe, plan: Plan, arguments: Mapping[str, Any], recomputed: dict[str, Any]) -> Cost:
     """FLOPs and memory by the cost model, which are returned. `arguments` are the recipe's (`training_arguments`)."""
     batch, accumulation = batch_sizes(recipe)
-    settings = clone_settings(plan, recipe.method)
-    objective = settings["objective"]
-    if isinstance(recipe.method.kl_weight, Ramp):  # which may begin at 0
-        objective = replace(objective, kl_weight=max(recipe.method.kl_weight.start, recipe.method.kl_weight.end))
-    estimated = partial(
-        estimate,
-        plan,
-        micro_batch=batch,
-        sequence_length=recipe.data.sequence_length,
-        accumulation=accumulation,
-        dtype=torch.float32 if recipe.student.dtype == "float32" else torch.bfloat16,
-        objective=objective,
-        parameterization=last_kinds(plan, recipe.method),
-        taps=list(filter(settings["taps"], plan.taps)),
-        optimizer_states=1 if arguments.get("muon", False) else 2,
-    )
+    estimated = estimator(recipe, plan, arguments)
     cost = estimated(**recomputed)
     where = f"{batch} x {recipe.data.sequence_length} tokens a micro-batch, {accumulation} a step, {cost.dtype}"
     table = new_table("cost", "figure", title=f"Cost model, one accelerator: {where}")

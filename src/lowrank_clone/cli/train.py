@@ -7,15 +7,19 @@ from argparse import Namespace
 from ..errors import InputError
 from ..recipe.load import load_recipe
 from ..run.demo_teacher import with_installed_teacher
+from ..run.output_folder import Resume
 from ..run.quick_checks import check_early
 
 
 def run(arguments: Namespace) -> None:
-    """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume [--allow data] | --overwrite]`"""
-    if arguments.allow and not arguments.resume:
-        raise InputError("--allow data: got it without --resume, expected both; a new run has no data to differ from")
+    """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume [auto] | --overwrite] [--allow SECTION]`"""
     recipe = with_installed_teacher(load_recipe(arguments.recipe, arguments.overrides))
-    check_early(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
+    resume: Resume = "auto" if arguments.resume == "auto" else arguments.resume is not None
+    if arguments.allow and not resume:
+        raise InputError(
+            f"--allow {arguments.allow[0]}: got it without --resume, expected both; a new run differs from nothing"
+        )
+    check_early(recipe, resume=resume, overwrite=arguments.overwrite)
 
     # Imported here: what was checked until now should not wait for PyTorch.
     from ..run.execute import execute
@@ -24,8 +28,7 @@ def run(arguments: Namespace) -> None:
     from .tables import console, print_plan, quiet_bars
 
     quiet_bars()
-    allow_data = arguments.allow == "data"
-    job = check(recipe, resume=arguments.resume, overwrite=arguments.overwrite, allow_data=allow_data)
+    job = check(recipe, resume=resume, overwrite=arguments.overwrite, allow=arguments.allow)
     console.quiet = job.arguments.process_index > 0
     if job.finished is not None:
         console.print(job.finished)

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import TrainerCallback, TrainerState
 
 from ..data.prepare import Blocks, prepare
+from ..errors import InputError
 from ..model import CloneModel
 from ..objective.evaluate import LanguageLoss, language_loss
 from ..plan.sizes import remarks
@@ -25,7 +25,6 @@ from ..recipe.load import dump_recipe
 from ..recipe.schedule import MethodSchedule
 from ..report.curves import draw_curves
 from ..report.html import page
-from ..training.arguments import CloneArguments
 from ..training.checkpoint import load_clone
 from ..training.interrupt import Interruption, interruptible
 from ..training.metrics import MetricsFile, read_metrics
@@ -35,11 +34,14 @@ from ..training.trainer import CloneTrainer
 from .bos import say_bos_gap
 from .build_clone import is_calibrated, make_clone
 from .disk import disk_errors
+from .estimates import memory_advice
 from .export import CardFacts, export_student, teacher_license
 from .folder import RunFolder
 from .forecast import check_blocks, run_tokens
+from .going_on import FolderKeeper, MissedEvaluation, state_of, take_end
 from .job import Job, max_length
 from .manifest import move_in
+from .output_folder import file_beside, state_of_folder
 from .redaction import without_secrets
 from .report import REPORT_FILE, RunReader
 from .results import RESULTS_FILE, Results, carry_over, dump_results, measure_data, read_results
@@ -92,6 +94,10 @@ def execute(job: Job, console: Console) -> Result:
 
 
 def _execute(job: Job, folder: RunFolder, interruption: Interruption, console: Console) -> Result:
+    if folder.leader and job.seen is not None and job.seen != state_of_folder(job.folder):
+        raise InputError(
+            f"training.output_dir: a run in `{job.folder}` went on while this one was checked; give the command again"
+        )
     _say(job.remarks, folder)
     _wait(job)  # all have looked at the folder before one writes into it
     texts = {"recipe.yaml": dump_recipe(without_secrets(job.recipe)), "versions.json": _versions(None)}
@@ -107,9 +113,10 @@ def _execute(job: Job, folder: RunFolder, interruption: Interruption, console: C
     check_blocks(job, len(blocks.train))
     results = measure_data(blocks, job.arguments)
     if job.checkpoint is not None:
-        old, step = read_results(job.checkpoint.parent), _state(job.checkpoint).global_step
-        results, said = carry_over(old, results, step, job.allow_data)
+        old, step = read_results(file_beside(job.checkpoint, RESULTS_FILE).parent), state_of(job.checkpoint).global_step
+        results, said = carry_over(old, results, step, "data" in job.allowed)
         _say(said, folder)
+        results = results.with_changes(step, [*job.remarks, *said])
     clone = make_clone(job, blocks)
     if job.checkpoint is not None:
         load_clone(clone, job.checkpoint)  # which refuses another teacher's, before anything is written
@@ -144,7 +151,8 @@ def _train(
         trainer = make_trainer(job, clone, blocks)
         if (look := place_trackers(trainer, job.folder.resolve())) is not None:
             console.print(f"  {look}")
-        run_trainer(trainer, job, folder, interruption)
+        with memory_advice(job.recipe, job.plan):
+            run_trainer(trainer, job, folder, interruption)
         step = _step_of_the_student(trainer)
         results = results.with_history(trainer.state.log_history)
         if step not in results.student:
@@ -191,38 +199,26 @@ def run_trainer(trainer: CloneTrainer, job: Job, folder: RunFolder, interruption
     if job.checkpoint is None:
         trainer.train()
         return
-    state = _state(job.checkpoint)
+    state = state_of(job.checkpoint)
     if state.global_step > 0:
-        trainer.args.eval_on_start = _missed_evaluation(trainer.args, state)
+        trainer.args.eval_on_start = False
+        trainer.add_callback(MissedEvaluation(trainer))
     steps = job.arguments.max_steps if job.arguments.max_steps > 0 else state.max_steps
     if state.global_step >= steps:  # Trainer would do one step more
-        trainer.state = state
+        take_end(trainer, state)
         return
     trainer.train(resume_from_checkpoint=str(job.checkpoint))
 
 
-class FolderKeeper(TrainerCallback):
-    """Note every checkpoint in the run's folder, and let the run take an older one's place with its first."""
-
-    def __init__(self, folder: RunFolder, trainer: CloneTrainer) -> None:
-        self.folder, self.trainer = folder, trainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint is complete."""
-        self.trainer.accelerator.wait_for_everyone()  # each writes its own random state
-        self.folder.saved(self.trainer)
-        self.trainer.accelerator.wait_for_everyone()
-
-
 def finish(job: Job, folder: RunFolder, clone: CloneModel, facts: CardFacts, blocks: Blocks) -> None:
-    """Export the student, draw the curves and write the report."""
-    put = partial(move_in, last="config.json")  # by which a finished run is known
-    export_student(clone, folder.path / "student", job.tokenizer, job.recipe, facts, put)
+    """Draw the curves, write the report and export the student, which is last: by it a finished run is known."""
     levels = {"teacher": facts.losses["teacher"]}
     draw_curves(read_metrics(folder.path / "metrics.jsonl"), folder.path / "curves.png", levels)
     folder.add([folder.path / "curves.png"])
     folder.write(SAMPLES_FILE, measure_samples(clone, blocks.validation, job.tokenizer))
     folder.write(REPORT_FILE, page([RunReader(folder.path, folder.folder.resolve().name).read(finished=True)]))
+    put = partial(move_in, last="config.json")
+    export_student(clone, folder.path / "student", job.tokenizer, job.recipe, facts, put)
 
 
 def _say(lines: Iterable[str], folder: RunFolder) -> None:
@@ -240,19 +236,6 @@ def _step_of_the_student(trainer: CloneTrainer) -> int:
     """The step whose student is in the clone after training: the last one, or the best if that was asked for."""
     best = trainer.state.best_global_step
     return best if trainer.args.load_best_model_at_end and best is not None else trainer.state.global_step
-
-
-def _missed_evaluation(args: CloneArguments, state: TrainerState) -> bool:
-    """Whether a checkpoint's step was to be evaluated and was not: a signal saves a step and ends the run."""
-    steps = args.eval_strategy == "steps" and state.global_step % (args.eval_steps or 1) == 0
-    epoch = args.eval_strategy == "epoch" and float(state.epoch or 0.5).is_integer()
-    passed = state.global_step if steps else state.epoch or 0
-    done = any(line["step"] == state.global_step and "eval_lm" in line for line in state.log_history)
-    return (steps or epoch) and passed >= args.eval_delay and not done
-
-
-def _state(checkpoint: Path) -> TrainerState:
-    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def _versions(before: Path | None) -> str:

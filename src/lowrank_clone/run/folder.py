@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..training.checksums import seal
-from ..training.last_checkpoint import complete_checkpoints
+from ..training.checksums import remove_files
+from ..training.durable import sync, write_whole
+from ..training.last_checkpoint import complete_checkpoints, relocate_best, unfinished_checkpoints
 from ..training.metrics import MetricsFile
 from ..training.trainer import CloneTrainer
 from .disk import disk_errors, shown_path
+from .lock import locked
 from .manifest import MANIFEST_FILE, RUN_FILES, our_files, record, remove, set_aside
-from .output_folder import NEW
+from .output_folder import LOCK, NEW, TAKING
 
 
 class RunFolder:
@@ -32,9 +35,11 @@ class RunFolder:
 
     def __init__(self, folder: Path, checkpoint: Path | None, leader: bool) -> None:
         self.folder, self.checkpoint, self.leader = folder, checkpoint, leader
-        self.replaces = checkpoint is None and folder.is_dir() and any(path.name != NEW for path in folder.iterdir())
+        others = [path.name for path in folder.iterdir() if path.name not in (NEW, LOCK)] if folder.is_dir() else []
+        self.replaces = checkpoint is None and bool(others)
         self.path = folder / NEW if self.replaces else folder
         self._made: list[Path] = []
+        self._lock = ExitStack()
 
     def begin(self, files: Mapping[str, str]) -> None:
         """Make the folder and write these texts by name. A resumed run only shows that it can write.
@@ -44,16 +49,16 @@ class RunFolder:
         """
         if not self.leader:
             return
-        with disk_errors(
-            f"training.output_dir: `{shown_path(self.folder)}` can't be written to", "nothing was changed"
-        ):
+        with _writing(self.folder):
             if self.checkpoint is not None:
                 probe = self.folder / ".probe"
                 probe.write_bytes(b" " * 4096)
                 probe.unlink()
                 return
+            if (self.folder / TAKING).is_dir():
+                take_place(self.folder)
             drop_new(self.folder)
-            self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            self._made = [*([self.path] if not self.path.exists() else []), *self._made]
             self.path.mkdir(parents=True, exist_ok=True)
             record(self.path, [])  # first, so that whatever cuts this off leaves a folder that is known
             for name, text in files.items():
@@ -63,10 +68,9 @@ class RunFolder:
         """Write one of the run's small files whole or not at all."""
         if not self.leader:
             return
-        part = self.path / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        set_aside(self.path, self.path / name)
-        os.replace(part, self.path / name)
+        if not (self.path / name).is_file() or (self.path / name).read_bytes() != text.encode():
+            set_aside(self.path, self.path / name)
+            write_whole(self.path / name, text)
         self.add([self.path / name])
 
     def add(self, files: Iterable[Path]) -> None:
@@ -93,10 +97,14 @@ class RunFolder:
         Returns:
             The checkpoint to resume, where it lies now.
         """
-        if self.checkpoint is not None and self.checkpoint.parent.name == NEW:
-            if self.leader:
+        if self.checkpoint is not None:
+            if self.leader and (self.checkpoint.parent.name == NEW or (self.folder / TAKING).is_dir()):
                 take_place(self.folder)
             self.checkpoint = self.folder / self.checkpoint.name
+            if self.leader:
+                for folder in unfinished_checkpoints(self.folder):
+                    remove_files(folder)
+                remove(_parts(self.folder), self.folder)
         return self.checkpoint
 
     def saved(self, trainer: CloneTrainer) -> None:
@@ -111,7 +119,6 @@ class RunFolder:
         """Take the place of the run that this one replaces, if there is one, and let `trainer` go on there."""
         if not self.replaces:
             return
-        before = self.path
         if self.leader:
             take_place(self.folder)
         self.replaces, self.path = False, self.folder
@@ -119,39 +126,78 @@ class RunFolder:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, MetricsFile):
                 callback.path = self.path / callback.path.name
-        if (best := trainer.state.best_model_checkpoint) is not None:
-            trainer.state.best_model_checkpoint = str(self.path / Path(best).relative_to(before))
+        relocate_best(trainer.state, self.path)
 
     def __enter__(self) -> RunFolder:
+        """Lock the folder, before anything is written.
+
+        Raises:
+            InputError: Another process holds it, or it can't be written to.
+        """
+        if self.leader:
+            with _writing(self.folder):
+                self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._lock.enter_context(locked(self.folder))
+                except BaseException:
+                    self._remove_made()
+                    raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        if error[0] is None or not self.leader or self.checkpoint is not None or complete_checkpoints(self.path):
+        self._tidy(failed=error[0] is not None)
+        self._lock.close()
+        self._remove_made()
+
+    def _tidy(self, failed: bool) -> None:
+        if not failed or not self.leader or self.checkpoint is not None or complete_checkpoints(self.path):
             return
         remove(_parts(self.path), self.path)
         remove(our_files(self.path), self.path)
+
+    def _remove_made(self) -> None:
+        """Remove the folders that were made and hold nothing."""
         for made in self._made:
             if made.is_dir() and not any(made.iterdir()):
                 made.rmdir()
 
 
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    return disk_errors(f"training.output_dir: `{shown_path(folder)}` can't be written to", "nothing was changed")
+
+
 def take_place(folder: Path) -> None:
-    """Delete the run in `folder` and put the one from `.new-run` there. Done again, it completes what was cut off."""
-    new = folder / NEW
-    for state in new.glob("checkpoint-*/trainer_state.json"):  # which names the best checkpoint by its path
-        text = state.read_text(encoding="utf-8")
-        if str(new) in text:
-            state.write_text(text.replace(str(new), str(folder)), encoding="utf-8")
-            seal(state.parent)
-            record(new, [state, state.parent / MANIFEST_FILE])
-    remove(our_files(folder), folder)
-    # The checkpoints after the small files and the manifest last: until then the new run is known where it was.
-    moved = sorted(our_files(new), key=lambda file: (file.name == MANIFEST_FILE, file.parent != new))
-    for file in moved:
-        target = folder / file.relative_to(new)
-        target.parent.mkdir(exist_ok=True)
-        os.replace(file, target)
-    remove(moved, folder)
+    """Delete the run in `folder` and put the one from `.new-run` there. Done again, it completes what was cut off.
+
+    The old run goes first, while the new one is known where it is. One renaming tells that the old one is gone. Then
+    the new run's small files are moved, its checkpoints, each whole and the newest last, and its manifest at the end.
+    """
+    new, taking = folder / NEW, folder / TAKING
+    if not taking.is_dir():
+        old = [*our_files(folder), *_parts(folder), *_parts(new)]
+        remove([file for file in old if file != folder / MANIFEST_FILE], folder)
+        remove(old, folder)
+        os.rename(new, taking)
+        sync(folder)
+    for part in unfinished_checkpoints(taking):
+        remove_files(part)
+    names = {file.relative_to(taking).parts[0] for file in our_files(taking)} - {MANIFEST_FILE}
+    for name in sorted(names, key=_place_in_line):
+        if (folder / name).is_dir():  # something of the user's is left in a checkpoint of the old run
+            os.rename(folder / name, folder / f"{name}.changed")
+        os.replace(taking / name, folder / name)
+    sync(folder)
+    if (taking / MANIFEST_FILE).is_file():
+        os.replace(taking / MANIFEST_FILE, folder / MANIFEST_FILE)
+    if not any(taking.iterdir()):
+        taking.rmdir()
+
+
+def _place_in_line(name: str) -> int:
+    """The step of a checkpoint; -1 for what is none."""
+    step = name.rpartition("-")[2]
+    return int(step) if step.isdecimal() else -1
 
 
 def drop_new(folder: Path) -> None:

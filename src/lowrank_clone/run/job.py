@@ -29,7 +29,7 @@ from ..training.arguments import CloneArguments
 from ..training.last_checkpoint import last_checkpoint
 from ..training.plan_file import FACTORS_FILE
 from .checkpoint_fit import check_beginning, check_going_on
-from .output_folder import check_apart, check_folder, output_folder
+from .output_folder import PART, Resume, check_apart, check_folder, file_beside, output_folder, state_of_folder
 from .resolve import OF_A_START, WRITTEN, resolved
 from .resume import compare_recipes
 from .teachers import load_config, load_tokenizer
@@ -41,8 +41,8 @@ class Job:
 
     recipe: As it will run, with everything decided. folder: Its output folder. checkpoint: What it resumes.
     start_from: The checkpoint whose factors it begins at. remarks: What to say of a recipe that is not that of the run
-    to resume. finished: What to say if nothing is left to do. allow_data: Whether a resumed run may go on
-    with other data.
+    to resume. finished: What to say if nothing is left to do. allowed: Sections of the recipe in which it may differ.
+    seen: The output folder's state when it was checked.
     """
 
     recipe: Recipe
@@ -54,31 +54,33 @@ class Job:
     start_from: Path | None
     remarks: tuple[str, ...] = ()
     finished: str | None = None
-    allow_data: bool = False
+    allowed: frozenset[str] = frozenset()
+    seen: tuple[bytes, ...] | None = None
 
 
 def check(
     recipe: Recipe,
     *,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     also: Iterable[str] = (),
-    allow_data: bool = False,
+    allow: Iterable[str] = (),
 ) -> Job:
     """Check a recipe against its teacher, its data and its folder, without reading weights or writing anything.
 
     Args:
-        resume: Go on from the last complete checkpoint in the output folder.
+        resume: Go on from the last complete checkpoint in the output folder; `auto`: where there is none, begin.
         overwrite: Replace the run in the output folder.
         also: Names of files in the output folder that the caller will write beside the run's own.
-        allow_data: Whether a resumed run may go on with other training data.
+        allow: Sections of the recipe in which a resumed run may differ from the run as it was begun.
 
     Raises:
         InputError: Whatever would stop the run later.
     """
     folder = output_folder(recipe)
+    seen = state_of_folder(folder)
     checkpoint = check_folder(folder, resume=resume, overwrite=overwrite, also=also)
-    before = None if checkpoint is None else _recipe_of(checkpoint.parent)
+    before = None if checkpoint is None else _recipe_of(file_beside(checkpoint, "recipe.yaml"))
     recipe = _as_begun(recipe, before)
     arguments = make_arguments(recipe)
     start_from = None if checkpoint is not None else start_checkpoint(recipe.method.start_from)
@@ -97,14 +99,14 @@ def check(
     tokenizer = load_tokenizer(recipe.teacher)
     check_length(recipe.data, max_length(plan.teacher_config))
     now = resolved(recipe, arguments, plan.teacher_config)
-    job = Job(now, plan, tokenizer, arguments, folder, checkpoint, start_from, allow_data=allow_data)
+    job = Job(now, plan, tokenizer, arguments, folder, checkpoint, start_from, allowed=frozenset(allow), seen=seen)
     if checkpoint is None:
         return job
     if before is None:
         said_first = "the run to resume has no recipe.yaml that can be read, so this recipe is not compared with it"
         return replace(job, remarks=(said_first,))
     before = resolved(before, make_arguments(before), plan.teacher_config)
-    said = compare_recipes(before, now, checkpoint, allow_data)
+    said = compare_recipes(before, now, checkpoint, job.allowed)
     # Another text or teacher is compared by its content, for which the job has to run.
     same = (before.teacher, before.data) == (now.teacher, now.data)
     return replace(job, remarks=tuple(said), finished=_finished(job, checkpoint) if same else None)
@@ -183,10 +185,10 @@ def start_checkpoint(path: str | None) -> Path | None:
     return found
 
 
-def _recipe_of(run: Path) -> Recipe | None:
-    """The recipe with which the run in a folder was begun, if it can still be read."""
+def _recipe_of(file: Path) -> Recipe | None:
+    """The recipe with which a run was begun, if it can still be read."""
     try:
-        return load_recipe(str(run / "recipe.yaml"))
+        return load_recipe(str(file))
     except InputError:
         return None
 
@@ -217,7 +219,8 @@ def _finished(job: Job, checkpoint: Path) -> str | None:
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     steps = job.arguments.max_steps if job.arguments.max_steps > 0 else state.max_steps
     student = checkpoint.parent / "student"
-    if state.global_step < steps or not (student / "config.json").is_file():
+    unfinished = not (student / "config.json").is_file() or (checkpoint.parent / PART).exists()
+    if state.global_step < steps or unfinished:
         return None
     return (
         f"The run in {job.folder} is finished: it is at step {state.global_step} of {steps}, and its student is in "

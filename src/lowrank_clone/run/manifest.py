@@ -17,14 +17,15 @@ from typing import Any
 
 from ..errors import InputError
 from ..training.checksums import CHECKPOINT_FILES
+from ..training.durable import sync, write_whole
 
 MANIFEST_FILE = "manifest.json"
 RUN_FILES = (
-    *("recipe.yaml", "versions.json", "results.json", "metrics.jsonl"),
+    *("recipe.yaml", "versions.json", "results.json", "metrics.jsonl", "speed.jsonl"),
     *("curves.png", "samples.json", "report.html", MANIFEST_FILE),
 )
 # These are written anew while a run goes, so they are ours by name in a folder that holds a run.
-_REWRITTEN = ("metrics.jsonl", MANIFEST_FILE)
+_REWRITTEN = ("metrics.jsonl", "speed.jsonl", MANIFEST_FILE)
 _CHECKPOINT = re.compile(r"_?checkpoint-\d+")
 _STUDENT_FILES = re.compile(
     r"README\.md|config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
@@ -54,9 +55,7 @@ def record(folder: Path, paths: Iterable[Path], coming: Mapping[Path, Path] | No
     kept = {name: state for name, state in entries.items() if (folder / name).is_file()}
     kept |= {target.relative_to(folder).as_posix(): _state(file) for target, file in (coming or {}).items()}
     kept |= {name: {} for name in _REWRITTEN if (folder / name).is_file() or name == MANIFEST_FILE}
-    part = folder / f".{MANIFEST_FILE}.part"
-    part.write_text(json.dumps({"writer": _WRITER, "files": kept}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / MANIFEST_FILE)
+    write_whole(folder / MANIFEST_FILE, json.dumps({"writer": _WRITER, "files": kept}, indent=1) + "\n")
 
 
 def our_files(folder: Path) -> list[Path]:
@@ -110,6 +109,8 @@ def move_in(part: Path, place: Path, last: str) -> None:
     folder = place.parent
     files = sorted((file for file in part.rglob("*") if file.is_file()), key=lambda file: (file.name == last, file))
     coming = {place / file.relative_to(part): file for file in files}
+    for file in files:
+        sync(file)
     set_aside(folder, place)
     remove([file for file in our_files(folder) if file in coming], folder)
     record(folder, [], coming)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..data.check import check_sources
 from ..recipe.schema import Recipe
-from .output_folder import check_folder, output_folder
+from .output_folder import Resume, check_folder, output_folder
 from .teacher_place import local_teacher
 
 
-def check_early(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> None:
+def check_early(recipe: Recipe, *, resume: Resume = False, overwrite: bool = False) -> None:
     """Check what needs no model and no tokenizer: the output folder, the text, and where the teacher is.
 
     Raises:

@@ -34,6 +34,8 @@ class Results:
     student: The student's by optimiser step, of those that were evaluated.
     since: The step from which on they are of this validation text; another one was given when the run was resumed.
     allowed: For each time that the run went on with other training data, the step and what was other (`--allow data`).
+    changes: What was said when the run was resumed with another recipe or text, by the step from which it went on.
+    processes: How many processes trained, each with its own part of a step.
     """
 
     train: DataRecord
@@ -42,6 +44,13 @@ class Results:
     student: dict[int, float] = field(default_factory=dict)
     since: int = 0
     allowed: tuple[dict[str, Any], ...] = ()
+    changes: dict[int, list[str]] = field(default_factory=dict)
+    processes: int = 1
+
+    def with_changes(self, step: int, lines: Iterable[str]) -> Results:
+        """With what was said of this run when it was resumed at `step`."""
+        new = [line for line in lines if line not in self.changes.get(step, [])]
+        return replace(self, changes={**self.changes, step: [*self.changes.get(step, []), *new]}) if new else self
 
     def with_history(self, history: Iterable[Mapping[str, Any]]) -> Results:
         """With the evaluations that Trainer's log lists."""
@@ -75,6 +84,8 @@ def read_results(folder: Path) -> Results | None:
             student={int(step): float(loss) for step, loss in tree["student"].items()},
             since=int(tree["since"]),
             allowed=tuple(tree.get("allowed", ())),
+            changes={int(step): [str(line) for line in lines] for step, lines in tree.get("changes", {}).items()},
+            processes=int(tree.get("processes", 1)),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -99,7 +110,7 @@ def carry_over(old: Results | None, new: Results, step: int, allow_data: bool) -
             "the run to resume has no results.json that can be read, so its text is not compared with this one"
         ]
     said = []
-    new = replace(new, allowed=old.allowed)
+    new = replace(new, allowed=old.allowed, changes=old.changes, processes=old.processes)
     seeds = [side.made_of.get(_SEED) for side in (old.train, new.train)]
     if old.train.digest != new.train.digest or seeds[0] != seeds[1]:
         differs = differences(old.train.made_of, new.train.made_of) or ["how they are packed"]

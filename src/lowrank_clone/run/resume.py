@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 from ..errors import InputError
 from ..recipe.schema import OPEN_FIELDS, Recipe
 
-Rule = Literal["free", "said", "refused"]
+# free: nothing is said. said: it is, and recorded in results.json. asked: refused unless --allow names the section.
+Rule = Literal["free", "said", "asked", "refused"]
 _STARTED = "has no effect on a run that has started"
+_BATCH = "steps that were done count as steps of the new size"
 _RATES = "the learning rates of the steps to come are those of the new schedule"
 _OPTIMIZER = "the checkpoint's optimiser has the old value"
+_OBJECTIVE = "the objective is another one from here on"
 _ORDER = "the text would be read in another order"
 
 # For each field of a recipe: whether a resumed run may have another value, and what that means. A field of `training`
@@ -25,20 +30,20 @@ RULES: dict[str, tuple[Rule, str]] = {
     "student.hidden_size": ("refused", "its factors have the old width"),
     "student.dtype": ("said", "the student's weights are rounded otherwise from here on"),
     "student.overrides": ("refused", "it would be another model"),
-    "method.temperature": ("said", "the objective is another one from here on"),
-    "method.lm_weight": ("said", "the objective is another one from here on"),
-    "method.kl_weight": ("said", "the objective is another one from here on"),
-    "method.clone_weight": ("said", "the objective is another one from here on"),
+    "method.temperature": ("asked", _OBJECTIVE),
+    "method.lm_weight": ("asked", _OBJECTIVE),
+    "method.kl_weight": ("asked", _OBJECTIVE),
+    "method.clone_weight": ("asked", _OBJECTIVE),
     "method.clone_normalization": ("refused", "the checkpoint's running means belong to the old one"),
-    "method.attn_out_tap": ("said", "the objective is another one from here on"),
-    "method.target_gradient": ("said", "the objective is another one from here on"),
-    "method.mask_scope": ("said", "the objective is another one from here on"),
-    "method.taps": ("said", "the objective is another one from here on"),
+    "method.attn_out_tap": ("asked", _OBJECTIVE),
+    "method.target_gradient": ("asked", _OBJECTIVE),
+    "method.mask_scope": ("asked", _OBJECTIVE),
+    "method.taps": ("asked", _OBJECTIVE),
     "method.init": ("said", _STARTED),
     "method.calibration": ("said", _STARTED),
     "method.factor_std": ("said", _STARTED),
     "method.start_from": ("said", _STARTED),
-    "method.parameterization": ("said", "groups are switched at the next step if theirs differs"),
+    "method.parameterization": ("asked", "groups are switched at the next step if theirs differs"),
     "method.head_factor": ("refused", "the checkpoint has other factors"),
     "method.baseline": ("refused", "it would be another experiment"),
     "method.execution": ("free", ""),
@@ -46,12 +51,12 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.sources": ("free", ""),  # the blocks that come of them are compared
     "data.validation": ("free", ""),
     "data.max_validation_blocks": ("said", "validation losses before and after are of different text"),
-    "data.sequence_length": ("refused", "the text would be cut otherwise"),
-    "data.seed": ("refused", _ORDER),
+    "data.sequence_length": ("asked", "the text would be cut otherwise"),
+    "data.seed": ("asked", _ORDER),
     "data.on_error": ("free", ""),
     "data.num_proc": ("free", ""),
-    "data.packing": ("refused", "the text would be cut otherwise"),
-    "data.document_mask": ("refused", "the same text would be another batch"),
+    "data.packing": ("asked", "the text would be cut otherwise"),
+    "data.document_mask": ("asked", "the same text would be another batch"),
     "data.deduplicate": ("free", ""),  # the blocks that come of it are compared
     "data.repeat": ("free", ""),
     "data.shards": ("free", ""),
@@ -61,15 +66,15 @@ RULES: dict[str, tuple[Rule, str]] = {
     "training.lr_scheduler_type": ("said", _RATES),
     "training.lr_scheduler_kwargs": ("said", _RATES),
     "training.warmup_steps": ("said", _RATES),
-    "training.per_device_train_batch_size": ("said", "steps that were done count as steps of the new size"),
-    "training.gradient_accumulation_steps": ("said", "steps that were done count as steps of the new size"),
-    "training.seed": ("refused", _ORDER),
-    "training.data_seed": ("refused", _ORDER),
+    "training.learning_rate": ("said", _RATES),
+    "training.per_device_train_batch_size": ("asked", _BATCH),
+    "training.gradient_accumulation_steps": ("asked", _BATCH),
+    "training.seed": ("asked", _ORDER),
+    "training.data_seed": ("asked", _ORDER),
     **dict.fromkeys(
         (
             *("training.optim", "training.optim_args", "training.muon", "training.muon_momentum"),
-            *("training.learning_rate", "training.weight_decay"),
-            *("training.adam_beta1", "training.adam_beta2", "training.adam_epsilon"),
+            *("training.weight_decay", "training.adam_beta1", "training.adam_beta2", "training.adam_epsilon"),
         ),
         ("refused", _OPTIMIZER),
     ),
@@ -88,6 +93,7 @@ RULES: dict[str, tuple[Rule, str]] = {
             *("training.activation_checkpointing", "training.activation_checkpointing_kwargs"),
             *("training.gradient_checkpointing", "training.gradient_checkpointing_kwargs"),
             *("training.hub_private_repo", "training.torch_empty_cache_steps"),
+            *("training.max_hours", "training.rehearse"),
         ),
         ("free", ""),
     ),
@@ -100,26 +106,32 @@ OF_THE_DATA = (
     *("training.seed", "training.data_seed"),
 )
 
+# Their product is the sequences of a step in each process.
+_SIZES = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
 
-def compare_recipes(old: Recipe, new: Recipe, checkpoint: object, allow_data: bool = False) -> list[str]:
+
+def compare_recipes(old: Recipe, new: Recipe, checkpoint: object, allowed: Collection[str] = ()) -> list[str]:
     """What to say of a resumed run whose recipe is not the one that it was begun with; both recipes are resolved.
 
     Args:
-        allow_data: Whether it may go on with other training data (`OF_THE_DATA`).
+        allowed: Sections in which it may differ where a resumed run usually may not.
 
     Raises:
         InputError: A field differs that a resumed run can't change.
     """
     before, now = _fields(old), _fields(new)
+    same_step = math.prod(before.get(key) or 1 for key in _SIZES) == math.prod(now.get(key) or 1 for key in _SIZES)
     said = []
     for key in sorted(before.keys() | now.keys(), key=list(RULES | before | now).index):
         if before.get(key) == now.get(key):
             continue
-        rule, meaning = _rule_of(key)
+        rule, meaning = rule_of(key)
         change = f"{key}: got {_show(now.get(key))}, the run to resume has {_show(before.get(key))}"
-        of_the_data = key in OF_THE_DATA
-        if rule == "refused" and not (of_the_data and allow_data):
-            allow = ", go on with it by --allow data" if of_the_data else ""
+        section = "data" if key in OF_THE_DATA else key.split(".")[0]
+        if key in _SIZES and same_step:
+            rule, meaning = "said", "a step has as many sequences, summed in another order"
+        if rule == "refused" or (rule == "asked" and section not in allowed):
+            allow = f", give --allow {section}" if rule == "asked" else ""
             raise InputError(
                 f"{change}; {meaning}; set it back{allow}, or begin another run with method.start_from={checkpoint}"
             )
@@ -128,7 +140,8 @@ def compare_recipes(old: Recipe, new: Recipe, checkpoint: object, allow_data: bo
     return said
 
 
-def _rule_of(key: str) -> tuple[Rule, str]:
+def rule_of(key: str) -> tuple[Rule, str]:
+    """The rule of a field by its dotted key, and what another value means."""
     other: Rule = "said"
     if key.startswith("student."):
         return RULES.get(key, RULES["student.overrides"])

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -34,8 +34,18 @@ class CloneArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=list, metadata={"help": "Labels are optional."})
     muon: bool = field(default=False, metadata={"help": "Matrices with Muon, the rest with AdamW (`MuonAdamW`)."})
     muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon."})
+    max_hours: float = field(default=0.0, metadata={"help": "Save and stop after so long; 0 is never."})
+    rehearse: bool = field(default=True, metadata={"help": "Run the largest batch once before the first step."})
     save_minutes: float = field(default=15.0, metadata={"help": "Save when so long nothing was saved; 0 is never."})
     teacher_sharding: str = field(default="none", metadata={"help": "none, or fsdp: sharded too, under FSDP2."})
+    on_spike: Literal["skip", "rewind", "stop"] = field(
+        default="skip", metadata={"help": "What is done about a step that would spoil the run (`spikes.py`)."}
+    )
+    spike_deviations: float = field(
+        default=0.0, metadata={"help": "Robust deviations above the median that make a spike; 0 is only no number."}
+    )
+    spike_window: int = field(default=200, metadata={"help": "Steps with which a step is compared."})
+    spike_limit: int = field(default=10, metadata={"help": "Spikes among so many steps, beyond which the run stops."})
     adam_beta2: float = field(default=0.999, metadata={"help": "As published (LRC, arXiv 2505.12781, appendix)."})
 
     def __post_init__(self) -> None:

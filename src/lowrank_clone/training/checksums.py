@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,22 +17,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .durable import sync, write_whole
+
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 # What `CloneTrainer` writes into a checkpoint's folder.
 CHECKPOINT_FILES = re.compile(
     r"(factors\.safetensors|plan\.json|trainer_state\.json|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
-    r"|manifest\.json(\.new)?)"
+    r"|running\.json|\.?manifest\.json(\.new|\.part)?)"
 )
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of all files that lie in a folder, in one step."""
-    files = {path.name: _entry(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    files.pop(MANIFEST_FILE, None)
-    draft = folder / (MANIFEST_FILE + ".new")
-    draft.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, folder / MANIFEST_FILE)
+    """Write the manifest of all files that lie in a folder, in one step, once all of them are on the disk."""
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and MANIFEST_FILE not in path.name]
+    for path in paths:
+        sync(path)
+    files = {path.name: _entry(path) for path in paths}
+    write_whole(folder / MANIFEST_FILE, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
+    sync(folder.parent)
 
 
 def sealed_files(folder: Path) -> set[str]:

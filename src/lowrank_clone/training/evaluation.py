@@ -107,12 +107,12 @@ def terms_of(output: CloneOutput, taps: bool = False) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in named.items() if value is not None}
 
 
-def non_finite(step: int, norm: float, terms: Mapping[str, float], samples: tuple[int, int]) -> str:
-    """What is known of a step whose gradient is not finite: its terms, the first tap that went wrong, its samples."""
+def told(step: int, found: str, terms: Mapping[str, float], samples: tuple[int, int]) -> str:
+    """What is known of a step that was not done: its terms, the first tap that went wrong, its samples."""
     shown = ", ".join(f"{name} {value:.6g}" for name, value in terms.items() if "/" not in name)
     bad = next((name for name, value in terms.items() if "/" in name and not math.isfinite(value)), None)
     return (
-        f"step {step + 1}: the gradient norm is {norm} (since the last log: {shown}"
+        f"step {step + 1}: {found} ({shown}"
         + (f"; first non-finite: {bad}" if bad else "")
         + f"); batch: samples {samples[0]} to {samples[1]} of the sampler's order"
     )

@@ -35,6 +35,8 @@ OPTIONS: dict[str, str | None] = {
     "gradient_accumulation_steps": None,
     "num_train_epochs": None,
     "max_steps": None,
+    "max_hours": None,
+    "rehearse": None,
     "auto_find_batch_size": "it starts again after running out of memory, from factors that were trained already; see "
     "`lrc plan` for what fits",
     # The step
@@ -52,6 +54,10 @@ OPTIONS: dict[str, str | None] = {
     "max_grad_norm": None,
     "muon": None,
     "muon_momentum": None,
+    "on_spike": None,
+    "spike_deviations": None,
+    "spike_window": None,
+    "spike_limit": None,
     # The loss
     "average_tokens_across_devices": None,  # means over all tokens of a step, whatever it says
     "label_smoothing_factor": "the loss is the clone's own; its KL to the teacher softens targets (method.temperature)",

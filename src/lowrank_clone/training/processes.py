@@ -43,3 +43,11 @@ def add_up(trainer: Trainer, values: Tensor) -> Tensor:
         return values
     total: Tensor = trainer.accelerator.reduce(values.to(trainer.args.device), "sum")
     return total
+
+
+def all_terms(trainer: Trainer, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The terms of a loss summed over all processes; the one place where they are read from the device."""
+    if not terms:
+        return {}
+    total = add_up(trainer, torch.stack([value.float() for value in terms.values()])).tolist()
+    return dict(zip(terms, total, strict=True))

@@ -72,6 +72,8 @@ def log_line(logs: dict[str, Any]) -> str:
         at, of = found[0], f" {found[0][5:-1]}" if found[0] != "eval_" else ""
         rest = "".join(f"  {key} {logs[at + key]:.4g}" for key in ("kl", "clone") if at + key in logs)
         return f"validation{of}: lm {logs[at + 'lm']:.4f} nats/token, perplexity {logs[at + 'perplexity']:.2f}{rest}"
+    if "event" in logs:
+        return f"{logs['event']}: {logs['reason']}"
     if "lm" in logs:
         terms = "  ".join(f"{key} {logs[key]:.4g}" for key in SHOWN if key in logs)
         return f"{terms}  ({logs['tokens']:,} tokens)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checksums import remove_files
-from .last_checkpoint import complete_checkpoints
+from .last_checkpoint import complete_checkpoints, relocate_best
 
 
 class TimedCheckpoints(TrainerCallback):
@@ -35,6 +35,7 @@ class TimedCheckpoints(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self._last, self._due, self._timed = self._clock(), False, None
+        relocate_best(state, args.output_dir)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint if it is time."""
@@ -64,27 +65,48 @@ class StartCheckpoint(TrainerCallback):
             self._save()
 
 
-def follow_schedule(scheduler: Any) -> None:
-    """Set the rates of a scheduler that was just loaded to those of its own schedule.
+def rates_of(optimizer: Any) -> list[float]:
+    """The learning rate of each group as it was made, before a schedule changed it."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
-    A run that was finished has the rate of its end, often 0, in its checkpoint. Going on with more steps, its next step
-    has the rate that the longer schedule gives it; where the schedule is the old one, nothing changes.
+
+def follow_schedule(optimizer: Any, scheduler: Any, rates: Sequence[float]) -> None:
+    """Let an optimiser and a scheduler that were just loaded have the rates that this run gives.
+
+    A run that was finished has the rate of its end, often 0, in its checkpoint, and its own full rate. Going on with
+    more steps or another rate, its next step has what the new schedule gives it; where both are the old ones, nothing
+    changes.
+
+    Args:
+        rates: From `rates_of`, before they were loaded.
     """
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        old = float(group.get("initial_lr", group["lr"]))
+        if "initial_lr" in group:
+            if old != rate and old > 0:
+                group["lr"] *= rate / old
+            group["initial_lr"] = rate
     if isinstance(scheduler, LambdaLR):
+        scheduler.base_lrs = list(rates)
         step = scheduler.last_epoch
-        rates = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
-        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        scheduler._last_lr = rates
+        now = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, lr in zip(scheduler.optimizer.param_groups, now, strict=True):
+            group["lr"] = lr
+        scheduler._last_lr = now
 
 
 def in_any_process(flag: bool, args: Any) -> bool:
     """Whether `flag` is set in any process, so that all of them do the same."""
+    return bool(most_of(int(flag), args))
+
+
+def most_of(number: int, args: Any) -> int:
+    """The largest of the processes' numbers."""
     if args.world_size == 1:
-        return flag
-    found = torch.tensor(int(flag), device=args.device)
+        return number
+    found = torch.tensor(number, device=args.device)
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return bool(found.item())
+    return int(found.item())
 
 
 def rotate(run: Path, limit: int | None, newest: Path, best: str | None) -> None:

@@ -14,21 +14,24 @@ from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
-from ..errors import InputError, NonFiniteLoss
+from ..errors import InputError
 from ..model import CloneModel
 from ..shards import whole
 from .checkpoint import load_clone, readable, resume_clone
 from .checksums import written_whole
 from .engine_trainer import EngineTrainer
-from .evaluation import evaluate_set, non_finite, terms_of
+from .evaluation import evaluate_set, terms_of
 from .last_checkpoint import last_checkpoint
 from .optim import is_bound, refresh
 from .order import DataHash, ShuffledRows, hash_of, shuffled_rows
-from .processes import InStep, add_up
+from .processes import InStep, all_terms
 from .progress import Progress
-from .saving import TimedCheckpoints, follow_schedule, rotate
+from .rehearsal import Rehearsal
+from .saving import TimedCheckpoints, follow_schedule, rates_of, rotate
+from .spikes import SpikeGuard
 from .step import StepReader
 from .trainer_inputs import check_optimizer, taken
+from .unlogged import Unlogged
 from .warmup import without_idle_step
 
 logger = logging.getLogger(__name__)
@@ -70,15 +73,17 @@ class CloneTrainer(EngineTrainer):
             raise InputError(f"CloneTrainer: {' '.join(str(error).split())}") from error
         self.clone.config.use_cache = use_cache  # Trainer sets it for a run; it would be saved with the student
         self._shard_where_asked()
-        self._terms: dict[str, Tensor] = {}
         self._rows: ShuffledRows | None = None
-        self._term_steps = self._step_tokens = 0
+        self._unlogged, self._step_tokens = Unlogged(), 0
+        self._guard = SpikeGuard(self, self._unlogged)
         for theirs in (ProgressCallback, PrinterCallback):
             self.remove_callback(theirs)
         self.add_callback(Progress(steps=not self.args.disable_tqdm))
         self.add_callback(TimedCheckpoints(self.args.save_minutes))
         self.add_callback(InStep(self))
         self.add_callback(DataHash())
+        self.add_callback(self._guard)
+        self.add_callback(Rehearsal(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer's. It can be called again, after an exception too: nothing is left of a step that was not done.
@@ -90,7 +95,8 @@ class CloneTrainer(EngineTrainer):
             resume_from_checkpoint = str(last_checkpoint(self._run_dir()) or "")
             if not resume_from_checkpoint:
                 raise InputError(f"train: got resume_from_checkpoint=True, and no checkpoint is in {self._run_dir()}")
-        self._terms, self._term_steps = {}, 0
+        self._unlogged.take()
+        self._guard.resumed = None
         self.clone.factors.zero_grad()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -120,32 +126,29 @@ class CloneTrainer(EngineTrainer):
         return [name for name, factor in model.named_parameters() if factor.ndim > 1]
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        self._term_steps += 1
         self.state.num_input_tokens_seen += self._step_tokens
         self.clone.factors.pull()
         limit = self.args.max_grad_norm or math.inf
         trained = [factor for factor in self.clone.factors.parameters() if factor.requires_grad]
         norm = whole(torch.nn.utils.clip_grad_norm_(trained, limit))
-        if not torch.isfinite(norm):
-            self._stop_at_non_finite(model, norm)
+        if (found := self._guard.wrong(norm)) is None:
+            self._unlogged.take_step()
+        elif self._guard.handle(found):
+            self._drop_gradients()
+        else:
+            self._guard.stop(model, found)
         return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
         return self._clip_grad_norm(model) if grad_norm is None else grad_norm
 
-    def _stop_at_non_finite(self, model: nn.Module, norm: Tensor) -> None:
-        step, size = self.state.global_step, self.get_total_train_batch_size(self.args)
-        found = non_finite(step, float(norm), self._read_terms(), (step * size, (step + 1) * size - 1))
-        self.state.num_input_tokens_seen -= self._step_tokens
-        self._forget_step()
-        if last_checkpoint(self._run_dir()) != self._checkpoint_dir():  # a good one is not to be written over
-            self._save_checkpoint(model, trial=None)
-        raise NonFiniteLoss(f"{found}. The state before this step is in {self._checkpoint_dir()}")
-
     def _forget_step(self) -> None:
         """Leave nothing of a step that will not be done: no gradient, no sum."""
-        self.clone.factors.zero_grad()
+        self._drop_gradients()
         hash_of(self).pending = []
+
+    def _drop_gradients(self) -> None:
+        self.clone.factors.zero_grad()
         if self.clone.target_squares is not None:
             self.clone.target_squares.drop()
 
@@ -180,6 +183,7 @@ class CloneTrainer(EngineTrainer):
                 self.state.global_step + 1,
                 len(batches),
             )
+        self._unlogged.begin_step(self._tr_loss)
         self.clone.measure_targets(batches)
         return batches, counts
 
@@ -195,24 +199,18 @@ class CloneTrainer(EngineTrainer):
         """Trainer's, with every term of the loss added up on the device until it is logged."""
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = self._of_all_processes(loss)
-        for name, value in terms_of(output, taps=self.args.log_taps).items():
-            self._terms[name] = self._terms[name] + value if name in self._terms else value
+        self._unlogged.add(terms_of(output, taps=self.args.log_taps))
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the terms since the last log, each a mean over steps."""
-        steps = self._term_steps
-        if "loss" in logs and self._terms and steps > 0:
-            logs |= {name: value / steps for name, value in self._read_terms().items()}
-            logs["tokens"] = self.state.num_input_tokens_seen
+        steps, left_out = self._unlogged.steps, self._unlogged.left_out
+        if "loss" in logs and steps + left_out > 0:
+            terms, loss = all_terms(self, self._unlogged.take()), logs.pop("loss")
+            if steps:  # Trainer's mean is over those that were left out too
+                means = {name: value / steps for name, value in terms.items()}
+                logs |= {"loss": loss * (steps + left_out) / steps, **means, "tokens": self.state.num_input_tokens_seen}
         super().log(logs, start_time)
-
-    def _read_terms(self) -> dict[str, float]:
-        """The accumulated terms, summed over processes; the one place where they are read."""
-        names, values = list(self._terms), list(self._terms.values())
-        total = add_up(self, torch.stack([v.float() for v in values])).tolist()
-        self._terms, self._term_steps = {}, 0
-        return dict(zip(names, total, strict=True))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Trainer's, with every row, whatever training drops."""
@@ -254,6 +252,7 @@ class CloneTrainer(EngineTrainer):
         try:
             with written_whole(folder, self.args.should_save, self.accelerator.wait_for_everyone):
                 super()._save_checkpoint(model, trial)
+                self._unlogged.save(self, folder, self._guard.state())
         except (OSError, RuntimeError, SafetensorError) as error:
             # Older checkpoints are rotated out only after a complete save, so they are all still there.
             before = last_checkpoint(self._run_dir())
@@ -266,13 +265,15 @@ class CloneTrainer(EngineTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         resume_clone(self.clone, Path(resume_from_checkpoint))
+        self._guard.resumed = Path(resume_from_checkpoint)
         if self.optimizer is not None and is_bound(self.optimizer, self.clone.factors):
             refresh(self.optimizer, self.clone.factors)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        rates = rates_of(self.optimizer)
         with readable(str(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
-        follow_schedule(self.lr_scheduler)
+        follow_schedule(self.optimizer, self.lr_scheduler, rates)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with readable(str(checkpoint)):

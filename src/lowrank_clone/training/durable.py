@@ -1,0 +1,24 @@
+"""Files that are whole after whatever ends the process or the machine. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file so that at any moment there is the old one or the new one: beside it, synchronised, renamed."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(data.encode() if isinstance(data, str) else data)
+    sync(part)
+    os.replace(part, path)
+    sync(path.parent)
