@@ -12,6 +12,8 @@ parallel Shards of text by as many worker processes as `encode_batch` of the sam
          the processes included; worth its name from some 64 MB for each process on (--megabytes).
 disk     Bytes a token of everything that is kept, for documents of several mean lengths.
 loader   Blocks a second of random rows, beside what training SmolLM2-135M takes on the same kind of machine.
+step     Time of an optimiser step of `CloneTrainer` on shards, in turns with the same blocks in memory; the model is
+         small, so that reading weighs more than in any real run.
 memory   Resident memory while every block of a large folder of made-up shards is read once in random order.
 
 Figures go to data-<name>.json beside this file.
@@ -20,6 +22,7 @@ Figures go to data-<name>.json beside this file.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -33,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-PARTS = ("rate", "parallel", "disk", "loader", "memory")
+PARTS = ("rate", "parallel", "disk", "loader", "step", "memory")
 LENGTH = 2048
 
 
@@ -173,16 +176,16 @@ def disk(options: argparse.Namespace, tokenizer: Any, vocabulary: int, scratch: 
     return {"bytes_of_an_id": width, "by_length": found, f"below_{width + 0.1}_from_tokens_per_document": 16 / 0.1}
 
 
-def blocks_of(source: Any) -> Any:
+def blocks_of(source: Any, length: int = LENGTH) -> Any:
     """All its tokens as contiguous blocks in random order."""
     import numpy as np
 
     from lowrank_clone.data.blocks import PackedBlocks
     from lowrank_clone.data.packing import pack
 
-    packing = pack(source, np.array([[0, source.tokens]]), LENGTH, False, "contiguous")
+    packing = pack(source, np.array([[0, source.tokens]]), length, False, "contiguous")
     order = np.random.default_rng(0).permutation(len(packing))
-    return PackedBlocks([(source, packing)], order, length=LENGTH)
+    return PackedBlocks([(source, packing)], order, length=length)
 
 
 def made_up(folder: Path, size: float, vocabulary: int) -> Any:
@@ -223,6 +226,52 @@ def loader(options: argparse.Namespace, tokenizer: Any, vocabulary: int, scratch
         "tokens_per_second": ours * LENGTH,
         "training_tokens_per_second": training,
         "times_training": ours * LENGTH / training,
+    }
+
+
+def step(options: argparse.Namespace, tokenizer: Any, vocabulary: int, scratch: Path) -> dict[str, Any]:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+    from lowrank_clone import CloneArguments, CloneModel, CloneTrainer
+
+    class Clock(TrainerCallback):
+        """Seconds from the end of a step to the end of the next, so with reading its rows; of all threads the CPU's."""
+
+        def __init__(self) -> None:
+            self.ends: list[tuple[float, float]] = []
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.ends.append((time.perf_counter(), time.process_time()))
+
+        def medians(self) -> tuple[float, float]:
+            wall, cpu = ([b - a for a, b in itertools.pairwise(t)] for t in zip(*self.ends, strict=True))
+            return statistics.median(wall), statistics.median(cpu)
+
+    small, steps = 2048, 16
+    shards = blocks_of(made_up(scratch / "step", 2e7, small), 512)
+    rows = {"shards": shards, "memory": [shards[i] for i in range(len(shards))]}
+    sizes = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+    torch.set_num_threads(options.threads)
+    teacher = LlamaForCausalLM(LlamaConfig(vocab_size=small, **sizes)).eval()
+    rounds = []
+    for _ in range(5):
+        found = {}
+        for kind, data in rows.items():
+            clock = Clock()
+            settings: dict[str, Any] = {"max_steps": steps, "save_strategy": "no", "logging_steps": steps}
+            settings |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 2}
+            args = CloneArguments(output_dir=str(scratch), **settings)
+            CloneTrainer(CloneModel(teacher, 128), args, train_dataset=data, callbacks=[clock]).train()
+            found[kind] = clock.medians()
+        rounds.append(found)
+    ratios = [[r["shards"][i] / r["memory"][i] for r in rounds] for i in range(2)]
+    return {
+        "seconds_on_shards": statistics.median(r["shards"][0] for r in rounds),
+        "seconds_in_memory": statistics.median(r["memory"][0] for r in rounds),
+        "ratio": statistics.median(ratios[0]),
+        "ratio_of_cpu_time": statistics.median(ratios[1]),
+        "rounds": rounds,
     }
 
 
