@@ -126,6 +126,16 @@ def test_damaged_files_beside_cost_their_part_alone(name: str, damage: bytes, ru
     assert said.get(name, "Recipe and versions") in shown
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), "3", None, [1], {}])
+def test_a_teacher_s_loss_that_is_no_number_is_not_known(loss: Any, run: Path) -> None:
+    change(run / "results.json", teacher={"loss": loss, "tokens": 7}, allowed=[7, None, {}])
+    samples = json.loads((run / "samples.json").read_text())
+    change(run / "samples.json", ranks=[{**samples["ranks"][0], "teacher": float("nan")}])
+    assert lrc("report", run) == 0
+    shown = text_of(run / "report.html")
+    assert "validation loss, teacher –" in shown and "samples.json is missing or damaged" in shown
+
+
 def test_nothing_of_the_user_s_is_written_over(run: Path, tmp_path: Path, capsys: Any) -> None:
     mine = tmp_path / "mine.html"
     mine.write_text("mine")
@@ -165,9 +175,11 @@ def test_events_and_resumptions_are_listed(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines.append(json.dumps({"step": 2, "event": "spike", "lm_before": 3.0}))
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    change(run / "results.json", allowed=[{"step": 1, "data.seed": "3 for 4"}])
     change(run / "versions.json", resumed=[{"started": "2026-01-01T00:00:00", "device": "cpu"}, 7])
     assert lrc("report", run) == 0
     shown = text_of(run / "report.html")
+    assert "1 went on with other data data.seed 3 for 4" in shown
     assert "2 spike lm_before 3.0" in shown and "resumed at 2026-01-01T00:00:00 on cpu" in shown
 
 

@@ -1,1 +1,1 @@
-"""Figures of a run. Imports errors only."""
+"""Figures of a run and the page that holds them. Imports errors only."""

@@ -20,13 +20,18 @@ def logged_taps(metrics: Iterable[Mapping[str, Any]]) -> tuple[Tap, ...]:
     return tuple(Tap(match[0].partition("/")[2], int(match[2]), match[3]) for match in found)
 
 
-def events(metrics: Iterable[Mapping[str, Any]], versions: Mapping[str, Any]) -> Grid:
-    """Lines with an `event`, and resumptions, by step: what happened beside training."""
+def events(
+    metrics: Iterable[Mapping[str, Any]], versions: Mapping[str, Any], allowed: Iterable[Mapping[str, Any]] = ()
+) -> Grid:
+    """Lines with an `event`, changes of the data that `--allow` let pass, and resumptions: what was beside training."""
     rows = []
     for line in metrics:
         if "event" in line:
             details = ", ".join(f"{key} {value}" for key, value in line.items() if key not in ("step", "event"))
             rows.append((str(line["step"]), str(line["event"]), details))
+    for change in (found for found in allowed if isinstance(found, dict)):
+        details = ", ".join(f"{key} {value}" for key, value in change.items() if key != "step")
+        rows.append((str(change.get("step", "–")), "went on with other data", details))
     resumed = versions.get("resumed")
     for time in resumed if isinstance(resumed, list) else ():
         if isinstance(time, dict):

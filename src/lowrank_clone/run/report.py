@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -102,7 +103,7 @@ class RunReader:
             samples=samples,
             ranks=ranks,
             rank_tokens=rank_tokens,
-            events=events(metrics, versions),
+            events=events(metrics, versions, () if results is None else results.allowed),
             scores=scores,
             versions={key: str(value) for key, value in versions.items() if not isinstance(value, (list, dict))},
             notes=tuple(notes),
@@ -211,7 +212,12 @@ def _losses(metrics: Iterable[Mapping[str, Any]], results: Results | None, best:
         found["before"] = student[0]
     if student:
         found["now"] = student[best if best in student else max(student)]
-    return found
+    return {name: float(loss) for name, loss in found.items() if _is_number(loss)}
+
+
+def _is_number(value: Any) -> bool:
+    """A damaged results.json may hold anything."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _of_other_text(line: Mapping[str, Any], results: Results) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -87,6 +88,8 @@ def read_samples(folder: Path) -> tuple[tuple[Sample, ...], tuple[Rank, ...], in
         tree = json.loads((folder / SAMPLES_FILE).read_bytes())
         samples = tuple(Sample(**{key: str(text) for key, text in sample.items()}) for sample in tree["samples"])
         ranks = tuple(Rank(int(r["layer"]), float(r["teacher"]), float(r["student"])) for r in tree["ranks"])
+        if not all(math.isfinite(number) for rank in ranks for number in (rank.teacher, rank.student)):
+            return None
         return samples, ranks, int(tree["rank_tokens"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
