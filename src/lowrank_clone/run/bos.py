@@ -28,19 +28,18 @@ def say_bos_gap(
         return
     gap = bos_gap(teacher, blocks.select(range(min(len(blocks), -(-_TOKENS // blocks.length)))), bos)
     console.print(f"  the teacher's loss is {gap}", markup=False, highlight=False)
-    if not gap.matters:
+    begins, helps = bool(bos_ids(tokenizer)), gap.with_bos < gap.without
+    if not gap.matters or not (begins or helps):
         return
-    begins = bool(bos_ids(tokenizer))
-    if begins == (gap.with_bos < gap.without):
-        what = "begins" if begins else "does not begin"
+    if begins and helps:
         _log.warning(
-            "teacher: its bos matters (%s); every block here %s with one, and so must its other texts", gap, what
+            "teacher: its bos matters: %s; blocks here begin with it, and what the student reads must too", gap
         )
     else:
-        mend = "adds a bos, which harms it" if begins else "adds no bos, which it needs"
+        harms = "adds a bos, which harms it" if begins else "adds no bos, which it needs"
         _log.warning(
             "teacher: %s, and its tokenizer %s; the blocks follow the tokenizer, so give the teacher's folder a "
             "tokenizer_config.json with the other add_bos_token, or the student learns from broken targets",
             gap,
-            mend,
+            harms,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -49,6 +50,7 @@ from .samples import SAMPLES_FILE, measure_samples
 from .trackers import place_trackers
 
 _log = logging.getLogger("lowrank_clone")
+_HEAD_START = 1.0  # seconds, so that missing shards are made by the process that shows how far they are
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def _execute(job: Job, folder: RunFolder, interruption: Interruption, console: C
         console.print(f"  {line}")
     if folder.replaces:
         console.print(f"  until its first checkpoint this run writes to {folder.path}, and the old one is kept")
+    if not folder.leader:
+        time.sleep(_HEAD_START)
     blocks = prepare_data(job, progress=folder.leader)
     for line in blocks.report.lines():
         console.print(f"  {line}", markup=False, highlight=False)
