@@ -68,7 +68,9 @@ class SpikeGuard(TrainerCallback):
         """Log what was done about this step, under its number."""
         event, self._event = self._event, None
         if event is not None:
+            due = control.should_log
             self._trainer.log(event)
+            control.should_log = due  # the step's own log, which Trainer takes for done now
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -140,7 +142,8 @@ class SpikeGuard(TrainerCallback):
         an undisturbed run would have them.
         """
         trainer, args = self._trainer, self._trainer.args
-        found = complete_checkpoints(trainer._run_dir())
+        every = complete_checkpoints(trainer._run_dir())
+        found = {step: folder for step, folder in every.items() if step <= trainer.state.global_step}
         planned = [step for step in found if args.save_strategy == "steps" and step % (args.save_steps or 1) == 0]
         step = max(planned or found, default=None)
         if trainer.is_deepspeed_enabled or is_sharded(trainer.clone):
