@@ -32,7 +32,7 @@ HEAVY = ("torch", "transformers", "datasets", "pyarrow", "pandas", "accelerate")
 def test_options_and_overrides_in_any_order(line: str) -> None:
     got = parse(line.split())
     assert (got.command, got.recipe, got.overrides) == ("train", "r.yaml", ["a.b=1", "c.d=2"])
-    assert (got.dry_run, got.overwrite, got.resume) == (True, True, False)
+    assert (got.dry_run, got.overwrite, got.resume) == (True, True, None)
 
 
 def test_every_command_takes_options_behind_its_arguments() -> None:

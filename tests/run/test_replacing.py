@@ -302,10 +302,11 @@ def test_a_second_error_does_not_hide_a_full_disk() -> None:
 def test_a_loss_that_is_no_number_costs_neither_run(recipe: Path, run: Path, capsys, monkeypatch) -> None:
     """The state before it is saved where the message says, and the old run is still there; `--resume` takes it up."""
     before = contents(run)
+    options = ("training.max_steps=4", "training.save_steps=4")
     norms = iter([1.0, float("nan")])
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
-        assert lrc("train", recipe, "--overwrite", "training.max_steps=4", "training.save_steps=4") == 1
+        assert lrc("train", recipe, "--overwrite", *options, "training.on_spike=stop") == 1
     saved = run / NEW / "checkpoint-1"
     assert f"The state before this step is in {saved}" in capsys.readouterr().err and saved.is_dir()
     assert {name: digest for name, digest in contents(run).items() if not name.startswith(NEW)} == before

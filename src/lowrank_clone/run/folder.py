@@ -184,9 +184,14 @@ def take_place(folder: Path) -> None:
         remove_files(part)
     names = {file.relative_to(taking).parts[0] for file in our_files(taking)} - {MANIFEST_FILE}
     for name in sorted(names, key=_place_in_line):
+        theirs = folder / f"{name}.changed"
         if (folder / name).is_dir():  # something of the user's is left in a checkpoint of the old run
-            os.rename(folder / name, folder / f"{name}.changed")
+            os.rename(folder / name, theirs)
         os.replace(taking / name, folder / name)
+        for file in theirs.iterdir() if theirs.is_dir() else ():
+            os.rename(file, folder / name / file.name)
+        if theirs.is_dir():
+            theirs.rmdir()
     sync(folder)
     if (taking / MANIFEST_FILE).is_file():
         os.replace(taking / MANIFEST_FILE, folder / MANIFEST_FILE)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch.optim import Optimizer
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 
 from ..factors.factors import Factors
 from ..model import CloneModel
@@ -25,7 +25,7 @@ from .fully_sharded import is_sharded
 from .optim import plain
 
 # Rows that are looked at for the longest one; blocks of a recipe are all of one length.
-LOOKED_AT = 1024
+LOOKED_AT = 256
 
 
 class Rehearsal(TrainerCallback):
@@ -42,7 +42,7 @@ class Rehearsal(TrainerCallback):
         """Run the largest batch."""
         trainer, rows = self._trainer, self._trainer.train_dataset
         sharded = trainer.is_deepspeed_enabled or is_sharded(trainer.clone)
-        if not args.rehearse or sharded or not isinstance(rows, (Sequence, Dataset)):
+        if not args.rehearse or sharded or not has_length(rows):
             return
         with as_it_was(trainer.clone):
             collated = trainer.data_collator([longest(rows)] * args.per_device_train_batch_size)
@@ -73,11 +73,7 @@ def rehearse(clone: CloneModel, optimizer: Optimizer, batch: Mapping[str, Any], 
 def longest(rows: Any) -> dict[str, Any]:
     """The longest of the first rows, with what a clone takes of it."""
     first = islice((rows[index] for index in range(len(rows))), LOOKED_AT)
-    if isinstance(rows, Dataset):  # whose rows are read together
-        lengths = [len(ids) for ids in rows[:LOOKED_AT]["input_ids"]]
-        row = rows[lengths.index(max(lengths))]
-    else:
-        row = max(first, key=lambda row: len(row["input_ids"]))
+    row = max(first, key=lambda row: len(row["input_ids"]))
     return {name: value for name, value in row.items() if name in (*NAMES, "label", "label_ids")}
 
 
