@@ -1,6 +1,6 @@
 """What one process and several processes are asked to do alike; run as a script, this file is one of the several.
 
-WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/processes.py FOLDER [CASE ...]
+WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/processes.py FOLDER none CASE ..
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import torch
 from tiny import VOCAB, tiny_model
 from torch import Tensor, distributed
 from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
 
 from lowrank_clone.model import CloneModel
+from lowrank_clone.shards import whole
 from lowrank_clone.training.arguments import CloneArguments
+from lowrank_clone.training.optim import refresh
 from lowrank_clone.training.trainer import CloneTrainer
 
 Row = dict[str, Tensor]
@@ -57,19 +60,47 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "stream": ({"clone_weight": 0.0}, {"max_steps": 4, "logging_steps": 3}, Stream(rows(13, least=10))),
     "order": ({"clone_weight": 0.0}, {"max_steps": 7, "eval_strategy": "no", "seed": 3}, rows(10, least=3)),
     "muon": ({"kl_weight": 0.0}, {"max_steps": 3, "muon": True, "ddp_bucket_cap_mb": 1, "seed": 1}, rows(7)),
+    # Through both kinds of switch, of matrices, biases (starcoder2) and experts (gpt_oss); at T = 1, so held closely.
+    "switched": (
+        {"temperature": 1.0, "clone_normalization": "target", "family": "starcoder2"},
+        {"max_steps": 20, "eval_steps": 5, "average_tokens_across_devices": False},
+        rows(25, least=4),
+    ),
+    "switched muon": (
+        {"temperature": 1.0, "attn_out_tap": "teacher", "execution": "interleaved", "family": "gpt_oss"},
+        {"max_steps": 20, "eval_steps": 5, "muon": True, "activation_checkpointing": True},
+        rows(25, least=4),
+    ),
 }
+SWITCHES: dict[int, dict[str, str]] = {6: {"attention": "core", "ffn": "dense", "experts": "core"}, 12: {"ffn": "core"}}
 # More rows than a batch of all processes, an uneven last batch, fewer rows than processes.
 HELD_OUT = {"many": rows(11, 1), "few": rows(3, 2), "one": rows(1, 3), "stream": Stream(rows(7, 4, least=10))}
 
 
-def results(world: int, folder: Path, cases: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Logs, factors and running means of the cases (all unless named), run by this process as one of `world`."""
-    return {name: run(folder / name, world, *CASES[name]) for name in cases or CASES}
+class Switching(TrainerCallback):
+    """Reparameterise in the middle, as a recipe's `from_step` does."""
+
+    trainer: Any = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        clone = self.trainer.clone
+        if state.global_step in SWITCHES:
+            kinds = SWITCHES[state.global_step]
+            clone.reparameterize({group: kind for group, kind in kinds.items() if group in clone.kinds})
+            refresh(self.trainer.optimizer, clone.factors)
 
 
-def run(folder: Path, world: int, objective: dict[str, Any], options: dict[str, Any], train: Any) -> dict[str, Any]:
+def results(world: int, folder: Path, cases: Sequence[str], sharding: str = "none") -> dict[str, dict[str, Any]]:
+    """Logs, factors and running means of the cases, run by this process as one of `world`."""
+    return {name: run(folder / name, world, *CASES[name], sharding) for name in cases}
+
+
+def run(
+    folder: Path, world: int, objective: dict[str, Any], options: dict[str, Any], train: Any, sharding: str
+) -> dict[str, Any]:
     """A run, and one that goes on from its first checkpoint."""
     fixed = {
+        "teacher_sharding": sharding,
         "per_device_train_batch_size": 4 // world // options.get("gradient_accumulation_steps", 1),
         "per_device_eval_batch_size": 4 // world,
         "learning_rate": 1e-2,
@@ -87,18 +118,24 @@ def run(folder: Path, world: int, objective: dict[str, Any], options: dict[str, 
     for checkpoint in (None, str(folder / "checkpoint-2")):
         # The processes begin with different factors: they must take the first one's.
         seed = distributed.get_rank() if distributed.is_initialized() else 0
-        model = CloneModel(tiny_model("llama"), 16, factor_std=0.2, seed=seed, **objective)
+        settings = dict(objective)
+        teacher, switching = tiny_model(settings.pop("family", "llama")), Switching()
+        model = CloneModel(teacher, 16, factor_std=0.2, seed=seed, **settings)
         args = CloneArguments(output_dir=str(folder), **{**fixed, **options})
-        trainers.append(CloneTrainer(model, args, train_dataset=train, eval_dataset=HELD_OUT))
+        callbacks: list[TrainerCallback] = [switching] if "family" in objective else []
+        trainers.append(CloneTrainer(model, args, train_dataset=train, eval_dataset=HELD_OUT, callbacks=callbacks))
+        switching.trainer = trainers[-1]
         trainers[-1].train(resume_from_checkpoint=checkpoint)
-    whole, resumed = trainers
-    assert whole.state.log_history[-2].get("data_hash") == resumed.state.log_history[-2].get("data_hash")
-    for name, factor in whole.clone.factors.items():
-        assert torch.equal(factor, resumed.clone.factors[name]), name
-    squares = whole.clone.target_squares
+    once, resumed = trainers
+    assert once.state.log_history[-2].get("data_hash") == resumed.state.log_history[-2].get("data_hash")
+    factors = {name: whole(value).clone() for name, value in once.clone.factors.state_dict().items()}
+    for name, factor in resumed.clone.factors.state_dict().items():
+        assert torch.equal(factors[name], whole(factor)), name
+    once.save_model(str(folder / "student"))
+    squares = once.clone.target_squares
     return {
-        "logs": [without_times(log) for log in whole.state.log_history],
-        "factors": {name: value.clone() for name, value in whole.clone.factors.state_dict().items()},
+        "logs": [without_times(log) for log in once.state.log_history],
+        "factors": factors,
         "squares": None if squares is None else squares.mean,
     }
 
@@ -110,7 +147,7 @@ def without_times(log: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = results(int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]), sys.argv[2:])
+    found = results(int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]), sys.argv[3:], sys.argv[2])
     if os.environ["RANK"] == "0":
         torch.save(found, Path(sys.argv[1]) / "results.pt")
     distributed.destroy_process_group()

@@ -59,6 +59,12 @@ def test_what_there_is_not_is_refused_in_one_line(variables: dict[str, str], sai
     assert "\n" not in str(caught.value)
 
 
+def test_an_optimiser_that_cannot_step_parts_is_refused(launched, tmp_path) -> None:
+    launched(**FSDP2, WORLD_SIZE="2")
+    with pytest.raises(InputError, match=r"training.optim: got adafactor under FSDP2, expected another"):
+        arguments(tmp_path, optim="adafactor")
+
+
 def test_a_sharded_teacher_needs_fsdp2(launched, tmp_path) -> None:
     with pytest.raises(InputError, match=r"training.teacher_sharding: got 'some', expected one of none, fsdp"):
         arguments(tmp_path, teacher_sharding="some")

@@ -245,7 +245,7 @@ def test_every_optimiser_of_transformers_is_made_or_refused(name: str, tmp_path:
 
 def test_several_gpus_in_one_process_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
-    with pytest.raises(InputError, match=r"nn.DataParallel.*torchrun --nproc_per_node 4"):
+    with pytest.raises(InputError, match=r"nn.DataParallel.*--launch ddp.*torchrun --nproc_per_node 4"):
         arguments(tmp_path)
 
 

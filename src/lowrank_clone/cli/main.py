@@ -30,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_module(f".{arguments.command}", __package__).run(arguments)
         sys.stdout.flush()
     except InputError as error:
-        print(f"lrc: error: {error}", file=sys.stderr)
+        print(f"lrc: error{_who()}: {error}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:
-        print(f"lrc: training stopped: {one_line(error, 1000)}", file=sys.stderr)
+        print(f"lrc: training stopped{_who()}: {one_line(error, 1000)}", file=sys.stderr)
         return 1
     except Interrupted as stop:
-        print(f"lrc: {one_line(stop, 1000)}", file=sys.stderr)
+        if not _who():  # all processes stop together
+            print(f"lrc: {one_line(stop, 1000)}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("lrc: interrupted", file=sys.stderr)
@@ -51,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             _drop_output()
         return 2
     return 0
+
+
+def _who() -> str:
+    """Which of several processes says it; nothing of the first one, or the only one."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" (process {rank})"
 
 
 def _make_writable() -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ..errors import InputError, one_line
+from .launch import ENGINES
 
 DESCRIPTION = "Low-Rank Clone distillation: any decoder language model becomes the teacher of a narrower student."
 EXAMPLES = """\
@@ -210,6 +211,8 @@ def _train(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--dry-run", action="store_true", help="check everything, say sizes, epochs and time, run nothing"
     )
+    train.add_argument("--launch", choices=ENGINES, help="train in several processes of this machine: DDP or FSDP2")
+    train.add_argument("--processes", type=int, help="how many for --launch (default: one for each accelerator)")
     folder = train.add_mutually_exclusive_group()
     folder.add_argument(
         *("--resume",),

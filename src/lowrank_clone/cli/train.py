@@ -9,10 +9,15 @@ from ..recipe.load import load_recipe
 from ..run.demo_teacher import with_installed_teacher
 from ..run.output_folder import Resume
 from ..run.quick_checks import check_early
+from .launch import check_launch, launch
 
 
 def run(arguments: Namespace) -> None:
-    """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume [auto] | --overwrite] [--allow SECTION]`"""
+    """`lrc train RECIPE [section.key=value ...] [--dry-run] [--resume [auto] | --overwrite] [--allow SECTION]`
+
+    With `--launch ENGINE [--processes N]`, the same in several processes.
+    """
+    check_launch(arguments)
     recipe = with_installed_teacher(load_recipe(arguments.recipe, arguments.overrides))
     resume: Resume = "auto" if arguments.resume == "auto" else arguments.resume is not None
     if arguments.allow and not resume:
@@ -20,6 +25,9 @@ def run(arguments: Namespace) -> None:
             f"--allow {arguments.allow[0]}: got it without --resume, expected both; a new run differs from nothing"
         )
     check_early(recipe, resume=resume, overwrite=arguments.overwrite)
+
+    if arguments.launch is not None:
+        raise SystemExit(launch(arguments))
 
     # Imported here: what was checked until now should not wait for PyTorch.
     from ..run.execute import execute

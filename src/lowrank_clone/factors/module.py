@@ -45,6 +45,12 @@ class FactoredModule(nn.Module):
             self.factors.push(self.factors)
         return self
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise InputError(
+            "nn.DataParallel: its copies of a clone would train nothing; start several processes, `lrc train RECIPE "
+            "--launch ddp` or `accelerate launch`"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         if self.compiled:
             raise InputError(

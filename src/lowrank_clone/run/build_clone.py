@@ -77,8 +77,13 @@ def is_calibrated(job: Job) -> bool:
 
 
 def choose_start(job: Job, teacher: PreTrainedModel, blocks: Blocks | None) -> Start:
-    """Where the recipe lets the factors start; what resumes or follows an earlier run loads them later."""
+    """Where the recipe lets the factors start; what resumes or follows an earlier run loads them later.
+
+    Of several processes the first one's start is that of all, so the others compute none.
+    """
     method, arguments = job.recipe.method, job.arguments
+    if arguments.process_index > 0 and method.baseline not in FROM_SCRATCH:
+        return "random"
     if job.checkpoint is not None or job.start_from is not None or method.baseline in FROM_SCRATCH:
         return to_be_loaded(job.recipe)
     assert blocks is not None

@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from ..data.prepare import Blocks, prepare
 from ..errors import InputError
@@ -27,6 +28,7 @@ from ..recipe.schedule import MethodSchedule
 from ..report.curves import draw_curves
 from ..report.html import page
 from ..training.checkpoint import load_clone
+from ..training.fully_sharded import is_sharded
 from ..training.interrupt import Interruption, interruptible
 from ..training.metrics import MetricsFile, read_metrics
 from ..training.saving import StartCheckpoint
@@ -165,9 +167,10 @@ def _train(
         folder.write(RESULTS_FILE, dump_results(results))
         seen = int(trainer.state.num_input_tokens_seen)
         losses = {at: LanguageLoss(loss, teacher.tokens) for at, loss in results.student.items()}
+        weights = trainer.whole_student() if is_sharded(clone) else None
         if trainer.is_world_process_zero():
             facts = CardFacts(job.recipe.teacher.model, teacher_license(job.recipe.teacher.model), seen)
-            finish(job, folder, clone, replace(facts, losses=results.table(step)), blocks)
+            finish(job, folder, clone, replace(facts, losses=results.table(step)), blocks, weights)
     return Result(clone, blocks, teacher, losses.get(0), losses[step], seen)
 
 
@@ -214,15 +217,29 @@ def run_trainer(trainer: CloneTrainer, job: Job, folder: RunFolder, interruption
     trainer.train(resume_from_checkpoint=str(job.checkpoint))
 
 
-def finish(job: Job, folder: RunFolder, clone: CloneModel, facts: CardFacts, blocks: Blocks) -> None:
-    """Draw the curves, write the report and export the student, which is last: by it a finished run is known."""
+def finish(
+    job: Job,
+    folder: RunFolder,
+    clone: CloneModel,
+    facts: CardFacts,
+    blocks: Blocks,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Draw the curves, write the report and export the student, which is last: by it a finished run is known.
+
+    Args:
+        weights: The student's, where this process's clone holds parts of them only and can't run by itself.
+    """
     levels = {"teacher": facts.losses["teacher"]}
     draw_curves(read_metrics(folder.path / "metrics.jsonl"), folder.path / "curves.png", levels)
     folder.add([folder.path / "curves.png"])
-    folder.write(SAMPLES_FILE, measure_samples(clone, blocks.validation, job.tokenizer))
+    if weights is None:
+        folder.write(SAMPLES_FILE, measure_samples(clone, blocks.validation, job.tokenizer))
+    else:
+        _log.warning("under FSDP2 the report shows no texts and no ranks: no process has both models whole")
     folder.write(REPORT_FILE, page([RunReader(folder.path, folder.folder.resolve().name).read(finished=True)]))
     put = partial(move_in, last="config.json")
-    export_student(clone, folder.path / "student", job.tokenizer, job.recipe, facts, put)
+    export_student(clone, folder.path / "student", job.tokenizer, job.recipe, facts, put, weights)
 
 
 def _say(lines: Iterable[str], folder: RunFolder) -> None:

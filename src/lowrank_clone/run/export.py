@@ -11,6 +11,7 @@ from typing import Any
 
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
+from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError, one_line
@@ -38,7 +39,13 @@ class CardFacts:
 
 
 def export_student(
-    clone: CloneModel, folder: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, facts: CardFacts, put: Put
+    clone: CloneModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    facts: CardFacts,
+    put: Put,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights, config, generation config, tokenizer with chat template, and README.md.
 
@@ -47,11 +54,12 @@ def export_student(
 
     Args:
         put: Moves what was written into the folder.
+        weights: The student's, where the clone holds parts of them only.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        save_for_readers(clone.student, part, tokenizer, clone.teacher.config)
+        save_for_readers(clone.student, part, tokenizer, clone.teacher.config, weights)
         (part / "README.md").write_text(_card(clone, recipe, facts), encoding="utf-8")
         respect_umask(part.rglob("*"))
         put(part, folder)

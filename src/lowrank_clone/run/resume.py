@@ -62,6 +62,8 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.shards": ("free", ""),
     "training.total_tokens": ("free", ""),  # it is max_steps by now
     "training.max_steps": ("said", _RATES),
+    "training.teacher_sharding": ("free", ""),
+    "training.average_tokens_across_devices": ("free", ""),
     "training.num_train_epochs": ("said", _RATES),
     "training.lr_scheduler_type": ("said", _RATES),
     "training.lr_scheduler_kwargs": ("said", _RATES),

@@ -73,6 +73,10 @@ class CloneArguments(TrainingArguments):
                 "training.teacher_sharding: got fsdp under DDP, expected none; start with `lrc train RECIPE --launch "
                 "fsdp2`, which shards the student and its factors too"
             )
+        if self.engine.name == "fsdp2" and str(getattr(self.optim, "value", self.optim)) == "adafactor":
+            raise InputError(
+                "training.optim: got adafactor under FSDP2, expected another one; it can't step tensors in parts"
+            )
         if self.greater_is_better is None:  # transformers takes whatever is not called a loss for a score
             self.greater_is_better = False
         try:

@@ -153,7 +153,8 @@ def _check_devices(args: TrainingArguments) -> None:
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs in one process would be trained by nn.DataParallel, which a clone is not made for; "
-            f"start `torchrun --nproc_per_node {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0"
+            "start `lrc train RECIPE --launch ddp`, or "
+            f"`torchrun --nproc_per_node {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0"
         )
     loader = args.accelerator_config
     assert isinstance(loader, AcceleratorConfig)  # since __post_init__

@@ -69,7 +69,8 @@ class Interruption(TrainerCallback):
         if not self.reason:
             self.reason, self.code = _name(signum), 128 + signum
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{_name(signum)}: this step is finished and saved first; once more stops at once\n".encode())
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"\n{_name(signum)}: this step is finished and saved first; once more stops at once\n".encode())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """From here on a signal waits for the end of the step."""
