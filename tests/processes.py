@@ -63,12 +63,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     # Through both kinds of switch, of matrices, biases (starcoder2) and experts (gpt_oss); at T = 1, so held closely.
     "switched": (
         {"temperature": 1.0, "clone_normalization": "target", "family": "starcoder2"},
-        {"max_steps": 20, "eval_steps": 5, "average_tokens_across_devices": False},
+        {"max_steps": 20, "eval_steps": 10, "save_steps": 10, "average_tokens_across_devices": False},
         rows(25, least=4),
     ),
     "switched muon": (
         {"temperature": 1.0, "attn_out_tap": "teacher", "execution": "interleaved", "family": "gpt_oss"},
-        {"max_steps": 20, "eval_steps": 5, "muon": True, "activation_checkpointing": True},
+        {"max_steps": 20, "eval_steps": 10, "save_steps": 10, "muon": True, "activation_checkpointing": True},
         rows(25, least=4),
     ),
 }
@@ -115,7 +115,7 @@ def run(
         "max_grad_norm": 0.5,
     }
     trainers = []
-    for checkpoint in (None, str(folder / "checkpoint-2")):
+    for checkpoint in (None, str(folder / f"checkpoint-{options.get('save_steps', 2)}")):
         # The processes begin with different factors: they must take the first one's.
         seed = distributed.get_rank() if distributed.is_initialized() else 0
         settings = dict(objective)

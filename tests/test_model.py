@@ -295,3 +295,9 @@ def test_generation_settings_are_copied_and_not_shared() -> None:
     model = clone()
     model.student.generation_config.max_new_tokens = 7
     assert model.teacher.generation_config.max_new_tokens is None
+
+
+def test_data_parallel_copies_are_refused() -> None:
+    clone = CloneModel(tiny_model("llama"), 16)
+    with pytest.raises(InputError, match="nn.DataParallel: .*--launch ddp"):
+        clone._replicate_for_data_parallel()  # what nn.DataParallel asks of each module

@@ -6,6 +6,7 @@ Each engine is started once, for several cases (`processes.py`); every case also
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -50,8 +51,8 @@ ENGINES: dict[str, tuple[int, bool, str, tuple[str, ...]]] = {
     "ddp 2": (2, False, "none", ALL),
     "fsdp2 2": (2, True, "none", ("normalised", "accumulated", "muon", "switched")),
     "fsdp2 2, teacher too": (2, True, "fsdp", ("epochs", "stream", "switched muon")),
-    "ddp 4": (4, False, "none", ("order", "switched muon")),
-    "fsdp2 4, teacher too": (4, True, "fsdp", ("normalised", "switched")),
+    "ddp 4": (4, False, "none", ("order", "normalised")),
+    "fsdp2 4, teacher too": (4, True, "fsdp", ("epochs", "switched")),
 }
 
 
@@ -104,7 +105,7 @@ def test_four_processes_read_the_same_rows_in_the_same_order(several: Any) -> No
 def test_lines_are_printed_once_and_tell_how_many_processes_there_are(several: Any) -> None:
     engine, _, (first, *others), _ = several
     name, world = engine.split(",")[0].split()
-    assert f"{world} processes ({name.upper()}" in first and "step 1/" in first
+    assert f"{world} processes ({name.upper()}" in first and re.search(r"step +\d+/", first)
     assert not any(others)
 
 
