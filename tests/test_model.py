@@ -299,5 +299,5 @@ def test_generation_settings_are_copied_and_not_shared() -> None:
 
 def test_data_parallel_copies_are_refused() -> None:
     clone = CloneModel(tiny_model("llama"), 16)
-    with pytest.raises(InputError, match="nn.DataParallel: .*--launch ddp"):
+    with pytest.raises(InputError, match=r"nn\.DataParallel: .*--launch ddp"):
         clone._replicate_for_data_parallel()  # what nn.DataParallel asks of each module

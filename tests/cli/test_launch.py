@@ -19,7 +19,19 @@ from lowrank_clone.cli.launch import launch
 from lowrank_clone.cli.main import main
 from lowrank_clone.cli.parser import parse
 
-COMMAND = ["train", "recipe.yaml", "training.max_steps=3", "--resume", "auto", "--allow", "data", "--launch", "fsdp2", "--processes", "3"]
+COMMAND = [
+    "train",
+    "recipe.yaml",
+    "training.max_steps=3",
+    "--resume",
+    "auto",
+    "--allow",
+    "data",
+    "--launch",
+    "fsdp2",
+    "--processes",
+    "3",
+]
 
 
 @pytest.fixture
@@ -42,7 +54,13 @@ def test_the_same_command_runs_in_every_process(started: dict[str, Any]) -> None
     assert launch(parse(COMMAND)) == 0
     args = started["args"]
     assert args.num_processes == 3 and args.module and args.training_script == "lowrank_clone"
-    assert args.training_script_args == ["train", "recipe.yaml", "training.max_steps=3", "--resume=auto", "--allow=data"]
+    assert args.training_script_args == [
+        "train",
+        "recipe.yaml",
+        "training.max_steps=3",
+        "--resume=auto",
+        "--allow=data",
+    ]
     assert Path(args.config_file).name == "fsdp2.yaml"
 
 
