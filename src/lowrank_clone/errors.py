@@ -23,6 +23,11 @@ def one_line(text: object, limit: int) -> str:
     return line if len(line) <= limit else f"{line[: limit * 2 // 3]} ... {line[5 - limit // 3 :]}"
 
 
+def count_of(number: int, noun: str) -> str:
+    """A count before its noun, whose plural ends in -s: "1 shard", "2,000 shards"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class Interrupted(KeyboardInterrupt):
     """Somebody asked a command to stop, and its text says what was saved.
 

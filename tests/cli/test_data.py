@@ -51,17 +51,17 @@ def test_making_using_verifying(recipe: Path, tmp_path: Path, capsys: pytest.Cap
     assert (
         f"text.jsonl: 3,0{30} tokens in {DOCUMENTS} documents, 4 shards" in out or "tokens in 40 documents, 4 sh" in out
     )
-    assert "4 shards were made, 4 of 4 are in" in err
+    assert "made 4 shards; 4 of 4 are in" in err
     assert lrc("--verify", recipe) == 0
     assert "All shards have their checksums" in capsys.readouterr().out
     assert lrc(recipe) == 0
-    assert "4 shards in" in (err := capsys.readouterr().err) and "are used again" in err
+    assert "using 4 shards of before, in" in (err := capsys.readouterr().err)
     folder = next((tmp_path / "shards").iterdir())
     ids = folder / "00002.ds"
     ids.write_bytes(ids.read_bytes()[:-2])
     assert "00002.ds has " in (said := error(capsys, recipe, "--verify")) and "`lrc data RECIPE` makes it again" in said
     assert lrc(recipe) == 0
-    assert "00002.ds has" in (err := capsys.readouterr().err) and "1 shards were made, 4 of 4" in err
+    assert "00002.ds has" in (err := capsys.readouterr().err) and "made 1 shard; 4 of 4" in err
     path = tmp_path / "text.jsonl"
     path.write_text(path.read_text().replace("39 word", "39 Word"))
     assert f"{path} is not the text that was tokenised" in error(capsys, recipe, "--verify")
@@ -165,7 +165,7 @@ def test_slurm(
     assert "Slurm's job 77 makes the shards in" in capfd.readouterr().err
     (tools / "squeue").write_text("#!/bin/bash\nexit 1\n")
     assert lrc(recipe, "--workers", 1) == 0
-    assert "1 shards were made, 4 of 4" in capfd.readouterr().err
+    assert "made 1 shard; 4 of 4" in capfd.readouterr().err
 
 
 def test_what_is_not_read_is_said(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,4 +173,4 @@ def test_what_is_not_read_is_said(recipe: Path, tmp_path: Path, capsys: pytest.C
     (tmp_path / "text.jsonl").rename(tmp_path / "texts" / "text.jsonl")
     (tmp_path / "texts" / "README.md").write_text("About the texts.")
     assert lrc(recipe, "--workers", 1, f"data.sources=[{tmp_path}/texts]") == 0
-    assert f"1 files of other kinds are not read, first: {tmp_path}/texts/README.md" in capsys.readouterr().out
+    assert f"not read: 1 file of other kinds, first: {tmp_path}/texts/README.md" in capsys.readouterr().out

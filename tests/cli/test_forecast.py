@@ -43,7 +43,7 @@ def lrc(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_documents_tokens_blocks_epochs_and_time(recipe: Path, capsys) -> None:
     code, out = lrc(capsys, "train", recipe, "--dry-run")
     assert code == 0
-    assert "20 documents, 6,400 tokens" in out and "1 other files there are of kinds that are not read" in out
+    assert "20 documents, 6,400 tokens" in out and "not read: 1 file of other kinds" in out
     assert "180 blocks of 32 tokens to train on, 20 to validate on" in out  # two of twenty documents are held out
     assert "The run reads 90 blocks in 45 steps: 0.5 epochs" in out
     assert re.search(r"Time on this machine \(.*\): .* or more for 2,880 tokens\. Estimated: the cost model's", out)

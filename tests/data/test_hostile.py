@@ -150,7 +150,7 @@ def test_text_stays_text_and_a_word_is_said(folder: Path) -> None:
     blocks = run(folder)
     assert counts(blocks) == (0, 40, 0)
     assert blocks.report.sources[0].spelt == 40
-    assert "40 documents spell special tokens out, which stay text; special_tokens: parse" in str(blocks.report)
+    assert "40 documents with special tokens spelt out, which stay text; special_tokens: parse" in str(blocks.report)
 
 
 def test_rendered_chats_are_read_as_tokens_where_the_source_says_so(folder: Path) -> None:

@@ -88,7 +88,7 @@ def test_any_number_of_workers_makes_the_same_bytes(
     said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("tokenising: ")]
     assert said == [
         f"data.sources.0: tokenising {lines} into {source.folder}, 8 shards",
-        f"data.sources.0: 8 shards were made, 8 of 8 are in {source.folder}",
+        f"data.sources.0: made 8 shards; 8 of 8 are in {source.folder}",
     ]
     # The first bad row of all is one error, whoever meets it, and those parts are kept that are good.
     path = lines / "b.jsonl"
@@ -116,7 +116,7 @@ def test_what_is_there_is_used_again(lines: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(making, "locked", None)  # nothing is even locked
     again = make(lines, tmp_path, weight=3.0, repeat=True)  # the mix decides no ids
     assert capsys.readouterr().err.splitlines() == [
-        f"data.sources.0: {len(first.manifest.shards)} shards in {first.folder} are used again"
+        f"data.sources.0: using {len(first.manifest.shards)} shards of before, in {first.folder}"
     ]
     assert (again.digest, contents(again.folder)) == (first.digest, before)
 

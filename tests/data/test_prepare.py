@@ -396,7 +396,7 @@ def test_malformed_line(folder: Path, line: str, message: str) -> None:
     train, validation = blocks.report.sources
     assert (train.skipped, train.blank, validation.skipped) == (1, 0, 0)
     assert train.documents + validation.documents == 100
-    assert "1 malformed rows skipped, first: " in blocks.report.lines()[1] and message in blocks.report.lines()[1]
+    assert "1 malformed row skipped, first: " in blocks.report.lines()[1] and message in blocks.report.lines()[1]
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])

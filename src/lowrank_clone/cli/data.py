@@ -8,7 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from ..data.files import find_files
-from ..errors import InputError
+from ..errors import InputError, count_of
 from ..recipe.load import load_recipe
 from ..run.demo_teacher import with_installed_teacher
 
@@ -40,7 +40,7 @@ def run(arguments: Namespace) -> None:
         submit_shards(jobs, _say, arguments.tasks or 100, options)
     elif share is not None:
         left = make_share(jobs, _say, share, workers=workers)
-        print(f"{left:,} shards are left to other machines." if left else "All shards are complete.")
+        print(f"{count_of(left, 'shard')} left to other machines." if left else "All shards are complete.")
     else:
         _print(jobs, make(jobs, _say, workers=workers, mend=True))
 
@@ -50,15 +50,15 @@ def _print(jobs: list[SourceJob], sources: list[TokenSource]) -> None:
         manifest = source.manifest
         size = sum(file.bytes for shard in manifest.shards for file in shard.files.values())
         print(
-            f"{job.key} {job.source.path}: {source.tokens:,} tokens in {source.documents:,} documents, "
-            f"{len(manifest.shards):,} shards of {size:,} bytes in all ({size / max(1, source.tokens):.2f} a token) in "
+            f"{job.key} {job.source.path}: {count_of(source.tokens, 'token')} in {count_of(source.documents, 'document')}, "
+            f"{count_of(len(manifest.shards), 'shard')} of {size:,} bytes in all ({size / max(1, source.tokens):.2f} a token) in "
             f"{source.folder}"
         )
         found = find_files(job.source.path)
         if found is not None and found.others:
-            print(f"  {len(found.others):,} files of other kinds are not read, first: {found.others[0]}")
+            print(f"  not read: {count_of(len(found.others), 'file')} of other kinds, first: {found.others[0]}")
         for reason, count in manifest.dropped.items():
-            print(f"  {count:,} documents left out: {reason}")
+            print(f"  {count_of(count, 'row')} left out: {reason}")
         if manifest.first_error is not None:
             print(f"  the first malformed one: {manifest.first_error}")
 

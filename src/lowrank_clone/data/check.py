@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, count_of
 from .config import DataConfig, SourceConfig
 from .files import find_files
 from .readers.documents import Document
@@ -129,7 +129,7 @@ def _probe_source(source: SourceConfig, strict: bool, held_out: bool) -> None:
         raise InputError(hopeless)
     several = f"in {len(parts):,} files" if len(parts) > 1 else f"in {files[0] if files else source.path}"
     if documents == 0 and whole:
-        reasons = ", ".join(f"{count:,} rows left out: {reason}" for reason, count in dropped.items())
+        reasons = ", ".join(f"{count_of(count, 'row')} left out: {reason}" for reason, count in dropped.items())
         raise InputError(
             f"path: `{source.path}` holds no text {several}{f' ({reasons})' if reasons else ''}; expected at least one "
             "document"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import InputError
+from ..errors import InputError, count_of
 from .check import named
 from .config import DataConfig, SourceConfig
 from .sharding import slurm
@@ -120,7 +120,7 @@ def submit_shards(jobs: list[SourceJob], say: Say, tasks: int, options: Mapping[
         count = min(tasks, len(work.todo))
         job = slurm.submit(work, count, options)
         say(
-            f"submitted Slurm's job {job}, {count:,} tasks for {len(work.todo):,} shards; the last one completes them. "
+            f"submitted Slurm's job {job}, {count_of(count, 'task')} for {count_of(len(work.todo), 'shard')}; the last one completes them. "
             f"Its output and errors are in {work.jobs[0].folder / slurm.FOLDER}"
         )
 
@@ -210,13 +210,13 @@ def _describe(job: SourceJob, began: int, say: Say) -> None:
     ids = [job.folder / f"{job.name(index)}.ds" for index in range(len(job.parts))]
     times = [path.stat().st_mtime_ns for path in ids if path.exists()]
     if new := sum(moment >= began for moment in times):
-        say(f"{job.key}: {new:,} shards were made, {len(times):,} of {len(ids):,} are in {job.folder}")
+        say(f"{job.key}: made {count_of(new, 'shard')}; {len(times):,} of {len(ids):,} are in {job.folder}")
     elif (job.folder / MANIFEST_FILE).exists():
         say(_used_again(job))
 
 
 def _used_again(job: SourceJob) -> str:
-    return f"{job.key}: {len(job.parts):,} shards in {job.folder} are used again"
+    return f"{job.key}: using {count_of(len(job.parts), 'shard')} of before, in {job.folder}"
 
 
 def _opened(job: SourceJob) -> TokenSource:
@@ -225,7 +225,9 @@ def _opened(job: SourceJob) -> TokenSource:
         if job.strict and source.manifest.first_error is not None:
             raise InputError(source.manifest.first_error)
         if source.tokens == 0:
-            reasons = ", ".join(f"{count:,} rows left out: {why}" for why, count in source.manifest.dropped.items())
+            reasons = ", ".join(
+                f"{count_of(count, 'row')} left out: {why}" for why, count in source.manifest.dropped.items()
+            )
             raise InputError(
                 f"path: `{job.source.path}` holds no text{f' ({reasons})' if reasons else ''}; expected at least one "
                 "document"

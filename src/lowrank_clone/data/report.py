@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..errors import count_of
+
 Side = Literal["train", "validation"]
 
 
@@ -65,26 +67,27 @@ class DataReport:
         for s in self.sources:
             name = f"{s.part} {s.path}"
             lines.append(
-                f"{name}: {s.documents:,} documents, {s.tokens:,} tokens, {s.blocks:,} blocks of "
-                f"{self.sequence_length} ({s.share:.1%} of the mix), {s.unused_blocks:,} blocks unused, "
-                f"{s.padding:,} places of padding, {s.blank:,} blank rows"
+                f"{name}: {count_of(s.documents, 'document')}, {count_of(s.tokens, 'token')}, "
+                f"{count_of(s.blocks, 'block')} of {self.sequence_length} ({s.share:.1%} of the mix), "
+                f"{count_of(s.unused_blocks, 'block')} unused, {count_of(s.padding, 'place')} of padding, "
+                f"{count_of(s.blank, 'blank row')}"
             )
             for reason, count in s.left_out.items():
-                lines.append(f"{name}: {count:,} rows left out, {reason}")
+                lines.append(f"{name}: {count_of(count, 'row')} left out, {reason}")
             if s.equal:
-                lines.append(f"{name}: {s.equal:,} documents left out, as they are there twice")
+                lines.append(f"{name}: {count_of(s.equal, 'document')} left out: an equal one is there already")
             if s.elsewhere:
-                lines.append(f"{name}: {s.elsewhere:,} documents left out, as they are in data.validation too")
+                lines.append(f"{name}: {count_of(s.elsewhere, 'document')} left out: data.validation has the same")
             if s.skipped:
-                lines.append(f"{name}: {s.skipped:,} malformed rows skipped, first: {s.first_skipped}")
+                lines.append(f"{name}: {count_of(s.skipped, 'malformed row')} skipped, first: {s.first_skipped}")
             if s.spelt:
                 lines.append(
-                    f"{name}: {s.spelt:,} documents spell special tokens out, which stay text; "
+                    f"{name}: {count_of(s.spelt, 'document')} with special tokens spelt out, which stay text; "
                     "special_tokens: parse in the source reads them as tokens"
                 )
             if s.other_files:
                 lines.append(
-                    f"{name}: {len(s.other_files):,} files of other kinds are not read, first: {s.other_files[0]}"
+                    f"{name}: not read: {count_of(len(s.other_files), 'file')} of other kinds, first: {s.other_files[0]}"
                 )
         return [*lines, *self.remarks]
 

@@ -12,7 +12,7 @@ import torch
 
 from ..cost.estimate import Cost
 from ..data.estimate import TextEstimate, estimate_text
-from ..errors import InputError
+from ..errors import InputError, count_of
 from ..recipe.schema import Recipe
 from ..training.arguments import CloneArguments
 from .job import Job
@@ -44,17 +44,17 @@ class Forecast:
         for source in self.text.sources:
             size = "its size is not known before it is read"
             if source.tokens is not None:
-                size = f"{about}{source.documents:,} documents, {about}{source.tokens:,} tokens"
+                size = f"{about}{count_of(source.documents, 'document')}, {about}{count_of(source.tokens, 'token')}"
             lines.append(f"{source.key} {source.path}: {size}")
             if source.others:
-                lines.append(f"{source.key}: {source.others:,} other files there are of kinds that are not read")
+                lines.append(f"{source.key}: not read: {count_of(source.others, 'file')} of other kinds")
         lines += [f"{line}; this is counted exactly before the run" for line in self.text.doubts]
         if self.text.train_blocks is None:
             reads = "" if self.steps is None else f"; the run reads {self.blocks:,} blocks in {self.steps:,} steps"
             return [*lines, f"How many blocks and epochs that makes is not known{reads}"]
         validation = self.text.validation_blocks
         lines.append(
-            f"{about.capitalize()}{self.text.train_blocks:,} blocks of {self.sequence_length:,} tokens to train on, "
+            f"{about.capitalize()}{count_of(self.text.train_blocks, 'block')} of {self.sequence_length:,} tokens to train on, "
             f"{validation:,} to validate on"
         )
         if self.epochs is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...errors import InputError
+from ...errors import InputError, count_of
 from ..check import named
 from .inputs import newest_file
 from .job import SourceJob
@@ -54,7 +54,7 @@ class State:
                 f"shards ({len(self.changed):,} of {count:,}) are made again where it is another text"
             )
         if len(self.missing) == count:
-            say(f"{job.key}: tokenising {job.source.path} into {job.folder}, {count:,} shards")
+            say(f"{job.key}: tokenising {job.source.path} into {job.folder}, {count_of(count, 'shard')}")
         elif self.missing:
             say(f"{job.key}: {len(self.missing):,} of {count:,} shards in {job.folder} are still to be made")
 
