@@ -112,7 +112,7 @@ def test_shares_of_machines_complete_one_folder(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert lrc(recipe, "--share", "2/2", "--workers", 1) == 0
-    assert capsys.readouterr().out == "2 shards are left to other machines.\n"
+    assert capsys.readouterr().out == "2 shards left to other machines.\n"
     assert lrc(recipe, "--share", "1/2", "--workers", 1) == 0
     assert capsys.readouterr().out == "All shards are complete.\n"
     assert lrc(recipe, f"data.shards={tmp_path}/whole", "--workers", 1) == 0

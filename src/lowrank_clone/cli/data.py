@@ -50,9 +50,9 @@ def _print(jobs: list[SourceJob], sources: list[TokenSource]) -> None:
         manifest = source.manifest
         size = sum(file.bytes for shard in manifest.shards for file in shard.files.values())
         print(
-            f"{job.key} {job.source.path}: {count_of(source.tokens, 'token')} in {count_of(source.documents, 'document')}, "
-            f"{count_of(len(manifest.shards), 'shard')} of {size:,} bytes in all ({size / max(1, source.tokens):.2f} a token) in "
-            f"{source.folder}"
+            f"{job.key} {job.source.path}: {count_of(source.tokens, 'token')} in "
+            f"{count_of(source.documents, 'document')}, {count_of(len(manifest.shards), 'shard')} of {size:,} bytes in "
+            f"all ({size / max(1, source.tokens):.2f} a token) in {source.folder}"
         )
         found = find_files(job.source.path)
         if found is not None and found.others:

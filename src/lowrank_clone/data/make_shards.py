@@ -120,7 +120,8 @@ def submit_shards(jobs: list[SourceJob], say: Say, tasks: int, options: Mapping[
         count = min(tasks, len(work.todo))
         job = slurm.submit(work, count, options)
         say(
-            f"submitted Slurm's job {job}, {count_of(count, 'task')} for {count_of(len(work.todo), 'shard')}; the last one completes them. "
+            f"submitted Slurm's job {job}, {count_of(count, 'task')} for "
+            f"{count_of(len(work.todo), 'shard')}; the last one completes them. "
             f"Its output and errors are in {work.jobs[0].folder / slurm.FOLDER}"
         )
 

@@ -87,7 +87,8 @@ class DataReport:
                 )
             if s.other_files:
                 lines.append(
-                    f"{name}: not read: {count_of(len(s.other_files), 'file')} of other kinds, first: {s.other_files[0]}"
+                    f"{name}: not read: {count_of(len(s.other_files), 'file')} of other kinds, first: "
+                    f"{s.other_files[0]}"
                 )
         return [*lines, *self.remarks]
 

@@ -43,7 +43,7 @@ class Forecast:
         lines = []
         for source in self.text.sources:
             size = "its size is not known before it is read"
-            if source.tokens is not None:
+            if source.tokens is not None and source.documents is not None:
                 size = f"{about}{count_of(source.documents, 'document')}, {about}{count_of(source.tokens, 'token')}"
             lines.append(f"{source.key} {source.path}: {size}")
             if source.others:
@@ -54,8 +54,8 @@ class Forecast:
             return [*lines, f"How many blocks and epochs that makes is not known{reads}"]
         validation = self.text.validation_blocks
         lines.append(
-            f"{about.capitalize()}{count_of(self.text.train_blocks, 'block')} of {self.sequence_length:,} tokens to train on, "
-            f"{validation:,} to validate on"
+            f"{about.capitalize()}{count_of(self.text.train_blocks, 'block')} of {self.sequence_length:,} tokens to "
+            f"train on, {validation:,} to validate on"
         )
         if self.epochs is not None:
             what = f"about {self.steps:,} steps" if self.text.exact is False else f"{self.steps:,} steps"
