@@ -57,7 +57,7 @@ def test_the_second_of_two_waits_and_uses_what_the_first_made(
     first.join()
     second.join()
     assert made[0] and not any(made[1:]) and found[0] == found[1]
-    assert "shards of before, in" in capsys.readouterr().err
+    assert "using 1 shard of before, in" in capsys.readouterr().err
 
 
 def long_work(folder: Path) -> Path:
