@@ -257,7 +257,7 @@ def test_the_demo_s_recipe_can_be_planned(tmp_path: Path, capsys, monkeypatch) -
 
 
 def test_the_cost_model_follows_checkpointing(recipe: Path, capsys, monkeypatch) -> None:
-    from lowrank_clone.cli import tables
+    from lowrank_clone.run import estimates
 
     asked: list[tuple[str, int]] = []
 
@@ -265,7 +265,7 @@ def test_the_cost_model_follows_checkpointing(recipe: Path, capsys, monkeypatch)
         asked.append((options["recompute"], options.get("every_n_layers", 1)))
         return cost.estimate(plan, **options)
 
-    monkeypatch.setattr(tables, "estimate", estimate)
+    monkeypatch.setattr(estimates, "estimate", estimate)
     on = "training.activation_checkpointing=true"
     half = "training.activation_checkpointing_kwargs={every_n_layers: 2}"
     elementwise = "training.activation_checkpointing_kwargs={recompute: elementwise}"

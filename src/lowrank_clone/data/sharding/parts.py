@@ -19,8 +19,8 @@ from .job import SourceJob
 from .records import ShardRecord, read_record
 from .writer import ShardWriter
 
-_BATCH = 512  # documents that are tokenised in one call
-_CHARACTERS = 2 * 2**20  # of them, about
+_BATCH = 4096  # documents that are tokenised in one call
+_CHARACTERS = 4 * 2**20  # of them, about
 _SHARD_FILE = re.compile(r"(\d{5,})\.(ds|ds\.index|ds\.hash|ds\.masked|json)")
 _DRAFT = re.compile(r"\.(\d{5,}-.*|(\d{5,}|manifest)\.json\.\d+)")
 _DOUBT = 2 * 10**9  # nanoseconds; a file that was changed so shortly before it was read may change under the same times
