@@ -111,5 +111,13 @@ def test_brackets_are_literal_where_the_path_exists(folder: Path) -> None:
 
 def test_a_name_of_the_hub_is_no_path() -> None:
     assert find_files("owner/name") is None and find_files("name") is None
-    for path in ("./owner/name", "/owner/name", "a/b/c", "owner/name.jsonl", "name.txt.zst", "owner/", "../no-such-folder"):
+    for path in (
+        "./owner/name",
+        "/owner/name",
+        "a/b/c",
+        "owner/name.jsonl",
+        "name.txt.zst",
+        "owner/",
+        "../no-such-folder",
+    ):
         assert "no such file or folder" in error_of(path)
