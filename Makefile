@@ -13,7 +13,7 @@ demo: .venv/.demo-teacher
 
 # One thread for each worker: tiny models gain nothing from more, and the workers do not fight over the cores.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --quiet
 
 check: .venv/.installed
 	$(BIN)/ruff check
