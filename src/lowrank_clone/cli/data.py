@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ def run(arguments: Namespace) -> None:
     check_sources(recipe.data)
     local_teacher(recipe.teacher.model)
 
-    from ..data.make_shards import make, make_share, submit_shards, verify_shards
+    from ..data.make_shards import make, make_share, say_on_stderr, submit_shards, verify_shards
     from ..run.shards import shard_jobs
 
     jobs, workers = shard_jobs(recipe), arguments.workers or recipe.data.num_proc
@@ -37,12 +36,12 @@ def run(arguments: Namespace) -> None:
         _print(jobs, verify_shards(jobs))
         print("All shards have their checksums, and are those of the recipe's text and tokenizer.")
     elif arguments.executor == "slurm":
-        submit_shards(jobs, _say, arguments.tasks or 100, options)
+        submit_shards(jobs, say_on_stderr, arguments.tasks or 100, options)
     elif share is not None:
-        left = make_share(jobs, _say, share, workers=workers)
+        left = make_share(jobs, say_on_stderr, share, workers=workers)
         print(f"{count_of(left, 'shard')} left to other machines." if left else "All shards are complete.")
     else:
-        _print(jobs, make(jobs, _say, workers=workers, mend=True))
+        _print(jobs, make(jobs, say_on_stderr, workers=workers, mend=True))
 
 
 def _print(jobs: list[SourceJob], sources: list[TokenSource]) -> None:
@@ -88,7 +87,3 @@ def _slurm(arguments: Namespace) -> dict[str, str]:
             raise InputError(f"--slurm: got {given!r}, expected an option of sbatch, as in partition=cpu")
         options[name] = value
     return options
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -55,7 +55,7 @@ def make_shards(
         InputError: Anything that is wrong with the sources, the tokenizer, the shards that are there, or the disk. What
             was finished is kept.
     """
-    say = _say if progress else _silent
+    say = say_on_stderr if progress else _silent
     jobs = make_jobs(sources, config, tokenizer, vocab_size, needed)
     return make(jobs, say, workers=workers or config.num_proc, mend=mend)
 
@@ -236,7 +236,8 @@ def _opened(job: SourceJob) -> TokenSource:
     return source
 
 
-def _say(line: str) -> None:
+def say_on_stderr(line: str) -> None:
+    """One line for who waits."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+
+from ..precision import tf32_products
 
 
 class LinearMap(ABC):
@@ -97,19 +99,12 @@ class Projected(LinearMap):
         self.basis = successor(self.basis)
 
 
-class Core(LinearMap):
-    """`W = [T U] Z`: `T` an orthonormal basis of the column space of the teacher's tensor, `U` of its complement.
+class Rotation(LinearMap):
+    """A square orthonormal basis along an inner axis, kept as the Householder reflections whose product it is."""
 
-    Z has the shape of W; along the inner axis its first entries are coefficients of T, which the projected weight has
-    all of, and the rest those of U, zero at that start (CORE-LRC, arXiv 2609.02006). The square basis of the inner
-    width is never formed: it is the product of the Householder reflections of a QR decomposition, as large as the
-    teacher's tensor.
-    """
-
-    def __init__(self, weight: Tensor, axis: int, dtype: torch.dtype) -> None:
-        self.axis = axis
-        self.reflections, self.scales = torch.geqrf(weight.detach().movedim(axis, -1).to(dtype))
-        self.reflections = self.reflections[..., : self.scales.shape[-1]].contiguous()
+    axis: int
+    reflections: Tensor
+    scales: Tensor
 
     def generate(self, factor: Tensor) -> Tensor:
         """See `LinearMap.generate`."""
@@ -127,20 +122,30 @@ class Core(LinearMap):
         """The reflections are its own."""
         self.reflections, self.scales = move(self.reflections), move(self.scales)
 
+    @abstractmethod
+    def _rotate(self, tensor: Tensor, transpose: bool) -> Tensor:
+        """The basis, or its transpose, along the inner axis of a tensor."""
+
+
+class Core(Rotation):
+    """`W = [T U] Z`: `T` an orthonormal basis of the column space of the teacher's tensor, `U` of its complement.
+
+    Z has the shape of W; along the inner axis its first entries are coefficients of T, which the projected weight has
+    all of, and the rest those of U, zero at that start (CORE-LRC, arXiv 2609.02006). The square basis of the inner
+    width is never formed: it is the product of the Householder reflections of a QR decomposition, as large as the
+    teacher's tensor.
+    """
+
+    def __init__(self, weight: Tensor, axis: int, dtype: torch.dtype) -> None:
+        self.axis = axis
+        self.reflections, self.scales = torch.geqrf(weight.detach().movedim(axis, -1).to(dtype))
+        self.reflections = self.reflections[..., : self.scales.shape[-1]].contiguous()
+
     def _rotate(self, tensor: Tensor, transpose: bool) -> Tensor:
         columns = tensor.movedim(self.axis, -1).contiguous()
         return torch.ormqr(self.reflections, self.scales, columns, transpose=transpose).movedim(-1, self.axis)
 
 
-@contextmanager
-def matmul_precision(leaf: Tensor) -> Iterator[None]:
-    """TF32 for the products of a 16-bit leaf on CUDA: ten mantissa bits in, float32 accumulation, seven bits out."""
-    if not leaf.is_cuda or leaf.dtype not in (torch.bfloat16, torch.float16):
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+def matmul_precision(leaf: Tensor) -> AbstractContextManager[None]:
+    """TF32 for the products of a 16-bit leaf on CUDA, whose seven mantissa bits take no more."""
+    return tf32_products(leaf.is_cuda and leaf.dtype in (torch.bfloat16, torch.float16))

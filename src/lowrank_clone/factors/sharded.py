@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from ..shards import join, own_rows, shard, whole
-from .bases import Core, LinearMap, Projected
+from .bases import Core, LinearMap, Projected, Rotation
 
 
 class ShardedProjected(LinearMap):
@@ -77,7 +77,7 @@ class ShardedProjected(LinearMap):
         self.basis = successor(self.basis)
 
 
-class ShardedCore(LinearMap):
+class ShardedCore(Rotation):
     """`Core` on sharded tensors.
 
     Experts' bases are split by expert and never leave their process. A matrix's reflections act on whole columns, so
@@ -94,24 +94,8 @@ class ShardedCore(LinearMap):
         self._by_expert = weight.ndim > 2
         own = own_rows(weight.detach(), mesh) if self._by_expert else whole(weight.detach())
         core = Core(own, axis, dtype)
-        self.reflections: Tensor = core.reflections if self._by_expert else shard(core.reflections, mesh)
+        self.reflections = core.reflections if self._by_expert else shard(core.reflections, mesh)
         self.scales = core.scales
-
-    def generate(self, factor: Tensor) -> Tensor:
-        """See `LinearMap.generate`."""
-        return self._rotate(factor, transpose=False)
-
-    def adjoint(self, grad: Tensor) -> Tensor:
-        """See `LinearMap.adjoint`."""
-        return self._rotate(grad, transpose=True)
-
-    def inverse(self, weight: Tensor) -> Tensor:
-        """`Q^T W`, as Q is orthonormal."""
-        return self.adjoint(weight)
-
-    def follow(self, move: Callable[[Tensor], Tensor], successor: Callable[[Tensor], Tensor]) -> None:
-        """The reflections are its own."""
-        self.reflections, self.scales = move(self.reflections), move(self.scales)
 
     def _rotate(self, tensor: Tensor, transpose: bool) -> Tensor:
         assert isinstance(tensor, DTensor)

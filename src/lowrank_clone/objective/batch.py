@@ -15,6 +15,12 @@ IGNORED = -100
 COUNT = "the sum of `count_tokens` over the micro-batches of one step, [2]; `clone.accumulate` does it"
 
 
+def implied(ids: Tensor) -> dict[str, Tensor]:
+    """What it means that ids `[..., length]` come without it: all are learned, none is padding, one document a row."""
+    positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+    return {"labels": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
+
+
 def checked_batch(batch: Mapping[str, Tensor | None], vocab_size: int | None = None) -> dict[str, Tensor]:
     """The tensors of a batch, once they are what a model of token ids takes; None stands for what is not given.
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import InputError
 from ..hooks import evaluating
-from .batch import IGNORED
+from .batch import IGNORED, implied
 from .documents import model_inputs
 from .head import head_input, read_head
 from .lm_kl import lm_kl_loss
@@ -57,10 +57,8 @@ def whole_batches(blocks: Sequence[Any], size: int, device: torch.device) -> Ite
     """
     for start, ids in zip(range(0, len(blocks), size), batches(blocks, size, device), strict=False):
         rows = [blocks[i] for i in range(start, start + len(ids))]
-        absent = {"labels": ids, "attention_mask": torch.ones_like(ids)}
-        absent["position_ids"] = torch.arange(ids.shape[1], device=device).expand_as(ids)
         batch = {"input_ids": ids}
-        for name, values in absent.items():
+        for name, values in implied(ids).items():
             given = [values[i] if row.get(name) is None else torch.as_tensor(row[name]) for i, row in enumerate(rows)]
             if any(row.get(name) is not None for row in rows):
                 batch[name] = torch.stack([value.to(device) for value in given])

@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..data.check import check_sources
 from ..data.prepare import Blocks, prepare
 from ..data.stats import QUANTILES, SourceStats, source_stats
-from ..data.tokenizer import check_tokenizer
 from ..objective.evaluate import LanguageLoss, language_loss, rows_per_batch
 from ..plan.decoder import decoder_config
 from ..recipe.schema import Recipe
 from .build_clone import device_of
-from .job import max_length
+from .forecast import run_tokens
+from .job import make_arguments, max_length
 from .resolve import resolve_dtype
-from .shards import recipe_tokens
 from .teachers import load_config, load_teacher, load_tokenizer
 
 Stats = list[tuple[SourceStats, LanguageLoss | None]]
@@ -33,16 +31,13 @@ def measure_stats(recipe: Recipe, tokens: int, said: Callable[[str], None]) -> t
     Raises:
         InputError: As a run of the recipe would.
     """
-    check_sources(recipe.data)
     config = decoder_config(load_config(recipe.teacher))
-    tokenizer = load_tokenizer(recipe.teacher)
-    check_tokenizer(recipe.data, tokenizer, config.vocab_size)
     blocks = prepare(
         recipe.data,
-        tokenizer,
+        load_tokenizer(recipe.teacher),
         max_length=max_length(config),
         vocab_size=config.vocab_size,
-        run_tokens=recipe_tokens(recipe),
+        run_tokens=run_tokens(recipe, make_arguments(recipe)),
         progress=True,
     )
     stats = source_stats(blocks, recipe.data)

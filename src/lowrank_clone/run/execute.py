@@ -79,7 +79,7 @@ def prepare_data(job: Job, progress: bool = False) -> Blocks:
             job.tokenizer,
             max_length=max_length(text),
             vocab_size=text.vocab_size,
-            run_tokens=run_tokens(job),
+            run_tokens=run_tokens(job.recipe, job.arguments),
             progress=progress,
         )
 

@@ -70,7 +70,7 @@ def forecast(job: Job) -> Forecast:
         InputError: The run would read its text more than once without `data.repeat`, the text is less than a step, a
             source is too small for its budget or share, or a small text has a malformed row.
     """
-    text = estimate_text(job.recipe.data, job.tokenizer, run_tokens(job))
+    text = estimate_text(job.recipe.data, job.tokenizer, run_tokens(job.recipe, job.arguments))
     steps, blocks = _length(job, text.train_blocks)
     epochs = None if blocks is None or not text.train_blocks else blocks / text.train_blocks
     if text.exact and text.train_blocks == 0:
@@ -102,10 +102,10 @@ def step_blocks(arguments: CloneArguments) -> int:
     return rows * arguments.world_size
 
 
-def run_tokens(job: Job) -> int | None:
-    """Tokens that a run reads whose length is counted in steps."""
-    steps = job.arguments.max_steps
-    return steps * step_blocks(job.arguments) * job.recipe.data.sequence_length if steps > 0 else None
+def run_tokens(recipe: Recipe, arguments: CloneArguments) -> int | None:
+    """Tokens that a run reads whose length is counted in steps: no more of a Hub dataset is downloaded."""
+    steps = arguments.max_steps
+    return steps * step_blocks(arguments) * recipe.data.sequence_length if steps > 0 else None
 
 
 def check_blocks(job: Job, train_blocks: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..training.checksums import CHECKPOINT_FILES
-from ..training.durable import sync, write_whole
+from ..training.durable import read_object, sync, write_whole
 
 MANIFEST_FILE = "manifest.json"
 RUN_FILES = (
@@ -39,7 +39,7 @@ _DIGESTED = 2**20  # bytes; larger files are told by their size alone
 
 def holds_run(folder: Path) -> bool:
     """Whether a run of this library was begun in `folder`."""
-    return _entries(folder) is not None or _WRITER in _json(folder / "versions.json")
+    return _entries(folder) is not None or _WRITER in read_object(folder / "versions.json")
 
 
 def record(folder: Path, paths: Iterable[Path], coming: Mapping[Path, Path] | None = None) -> None:
@@ -202,7 +202,7 @@ def _unchanged(file: Path, state: dict[str, Any]) -> bool:
 
 def _entries(folder: Path) -> dict[str, dict[str, Any]] | None:
     """The manifest's files by name, those that lie inside the folder; None if there is no manifest."""
-    tree = _json(folder / MANIFEST_FILE)
+    tree = read_object(folder / MANIFEST_FILE)
     files = tree.get("files")
     if tree.get("writer") != _WRITER or not isinstance(files, dict):
         return None
@@ -213,12 +213,3 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]] | None:
 def _inside(name: str) -> bool:
     path = Path(name)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A small JSON object; empty where there is none that can be read."""
-    try:
-        tree = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}

@@ -18,6 +18,7 @@ from ..recipe.method import last_kinds
 from ..recipe.schema import Recipe
 from ..recipe.yaml12 import parse_yaml
 from ..report.view import Grid, RunView, Student
+from ..training.durable import read_object
 from ..training.last_checkpoint import STATE_FILE, complete_checkpoints
 from ..training.metrics import read_metrics
 from .disk import disk_errors, shown_path
@@ -72,7 +73,7 @@ class RunReader:
                 f"`{self.folder}` {what}, so there is nothing to report; let it log first, or wait with --watch"
             )
         recipe, results = self._recipe(), read_results(self.folder)
-        state, found, versions = self._state(), read_samples(self.folder), _json(self.folder / "versions.json")
+        state, found, versions = self._state(), read_samples(self.folder), read_object(self.folder / "versions.json")
         steps = int(recipe.training.arguments.get("max_steps") or -1)
         steps = steps if steps > 0 else int(state.get("max_steps") or 0)
         step = max((line["step"] for line in metrics), default=0)
@@ -133,7 +134,7 @@ class RunReader:
 
     def _state(self) -> dict[str, Any]:
         checkpoints = complete_checkpoints(self.folder)
-        return _json(checkpoints[max(checkpoints)] / STATE_FILE) if checkpoints else {}
+        return read_object(checkpoints[max(checkpoints)] / STATE_FILE) if checkpoints else {}
 
     def _notes(
         self, metrics: Sequence[Mapping[str, Any]], results: Results | None, samples: bool, finished: bool
@@ -230,12 +231,3 @@ def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, tree if isinstance(tree, str) else json.dumps(tree, default=str)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A small JSON object; empty where there is none that can be read."""
-    try:
-        tree = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}

@@ -35,7 +35,6 @@ class Results:
     since: The step from which on they are of this validation text; another one was given when the run was resumed.
     allowed: For each time that the run went on with other training data, the step and what was other (`--allow data`).
     changes: What was said when the run was resumed with another recipe or text, by the step from which it went on.
-    processes: How many processes trained, each with its own part of a step.
     """
 
     train: DataRecord
@@ -45,7 +44,6 @@ class Results:
     since: int = 0
     allowed: tuple[dict[str, Any], ...] = ()
     changes: dict[int, list[str]] = field(default_factory=dict)
-    processes: int = 1
 
     def with_changes(self, step: int, lines: Iterable[str]) -> Results:
         """With what was said of this run when it was resumed at `step`."""
@@ -85,7 +83,6 @@ def read_results(folder: Path) -> Results | None:
             since=int(tree["since"]),
             allowed=tuple(tree.get("allowed", ())),
             changes={int(step): [str(line) for line in lines] for step, lines in tree.get("changes", {}).items()},
-            processes=int(tree.get("processes", 1)),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -110,7 +107,7 @@ def carry_over(old: Results | None, new: Results, step: int, allow_data: bool) -
             "the run to resume has no results.json that can be read, so its text is not compared with this one"
         ]
     said = []
-    new = replace(new, allowed=old.allowed, changes=old.changes, processes=old.processes)
+    new = replace(new, allowed=old.allowed, changes=old.changes)
     seeds = [side.made_of.get(_SEED) for side in (old.train, new.train)]
     if old.train.digest != new.train.digest or seeds[0] != seeds[1]:
         differs = differences(old.train.made_of, new.train.made_of) or ["how they are packed"]

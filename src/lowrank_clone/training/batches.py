@@ -13,7 +13,7 @@ from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import has_length
 
 from ..errors import InputError
-from ..objective.batch import IGNORED, NAMES, checked_batch
+from ..objective.batch import IGNORED, NAMES, checked_batch, implied
 from ..objective.objective import MaskScope
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
@@ -86,8 +86,7 @@ def _alike(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         return rows
     filled = []
     for row in rows:
-        ids = torch.as_tensor(row["input_ids"])
-        absent = {"labels": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(len(ids))}
+        absent = implied(torch.as_tensor(row["input_ids"]))
         given = {name: value for name, value in row.items() if value is not None}
         filled.append({**{name: absent[name] for name in names}, **given})
     return filled

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .durable import sync, write_whole
+from .durable import read_object, sync, write_whole
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
@@ -40,7 +40,7 @@ def seal(folder: Path) -> None:
 
 def sealed_files(folder: Path) -> set[str]:
     """Names of the files that the manifest lists; empty without a readable one."""
-    files = _read(folder).get("files")
+    files = read_object(folder / MANIFEST_FILE).get("files")
     return set(files) if isinstance(files, dict) else set()
 
 
@@ -48,7 +48,7 @@ def damage(folder: Path) -> str | None:
     """The first thing that is wrong with a checkpoint's files, or None. Reads them all (about 1 GB/s)."""
     if not (folder / MANIFEST_FILE).is_file():
         return f"it has no {MANIFEST_FILE}, which is written last, so its save was cut off"
-    manifest = _read(folder)
+    manifest = read_object(folder / MANIFEST_FILE)
     if "format" not in manifest:
         return f"its {MANIFEST_FILE} is damaged"
     if manifest["format"] != FORMAT:
@@ -110,14 +110,6 @@ def remove_files(folder: Path) -> None:
 def aside(folder: Path) -> Path:
     """Where a checkpoint lies while another is written in its place."""
     return folder.with_name(f"_{folder.name}")
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Files that are whole after whatever ends the process or the machine. Imports no PyTorch."""
+"""Small files that are whole after whatever ends the process or the machine. Imports no PyTorch."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def sync(path: Path) -> None:
@@ -22,3 +24,12 @@ def write_whole(path: Path, data: str | bytes) -> None:
     sync(part)
     os.replace(part, path)
     sync(path.parent)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A small JSON object; empty where there is none that can be read."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}

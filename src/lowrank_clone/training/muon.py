@@ -14,14 +14,14 @@ gathered when it is its turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..precision import tf32_products
 from ..shards import shard, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -63,21 +63,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     wide = len(matrix) <= matrix.shape[1]
     x = matrix if wide else matrix.T
     x = x / x.norm().clamp(min=1e-7)
-    with _tf32(matrix):
+    with tf32_products(matrix.is_cuda):
         for _ in range(STEPS):
             gram = x @ x.T
             x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if wide else x.T.contiguous()
-
-
-@contextmanager
-def _tf32(like: Tensor) -> Iterator[None]:
-    if not like.is_cuda:
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before

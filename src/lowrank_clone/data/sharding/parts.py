@@ -32,11 +32,19 @@ def fitting_record(job: SourceJob, index: int) -> ShardRecord | None:
     Raises:
         InputError: A file of the source is gone.
     """
-    record = read_record(job.folder / f"{job.name(index)}.json")
-    if record is None or record.key != job.part_key(index) or record.damage(job.folder, verify=False):
+    record = _whole_record(job, index)
+    if record is None:
         return None
     with _reading():
         return record if stamps_of(job.parts[index]).digest == record.stamps else None
+
+
+def _whole_record(job: SourceJob, index: int) -> ShardRecord | None:
+    """The record of a part's shard that was made in this way and whose own files are whole."""
+    record = read_record(job.folder / f"{job.name(index)}.json")
+    if record is None or record.key != job.part_key(index) or record.damage(job.folder, verify=False):
+        return None
+    return record
 
 
 def in_doubt(job: SourceJob, index: int) -> bool:
@@ -55,9 +63,8 @@ def is_same_text(job: SourceJob, index: int) -> bool:
 
 def _kept(job: SourceJob, index: int) -> bool:
     """Whether a part's shard is there and its files are, byte for byte, what it was made of."""
-    path = job.folder / f"{job.name(index)}.json"
-    record = read_record(path)
-    if record is None or record.key != job.part_key(index) or record.damage(job.folder, verify=False):
+    record = _whole_record(job, index)
+    if record is None:
         return False
     with _reading():
         stamps = stamps_of(job.parts[index])
